@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+# make demo: trains, evaluates and shows a small model. make test: all tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+SCENES := $(RUN)/scenes
+RECORDS := $(RUN)/records
+
+.PHONY: demo test lint types lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/pixel-llm scenes --out $(SCENES) --seed 0 --train 8000 --val 200
+	sh data/scenes.sh $(SCENES) $(RECORDS) $(BIN)/pixel-llm
+	$(BIN)/pixel-llm train --config configs/demo.py --workdir $(RUN)
+	$(BIN)/pixel-llm evaluate --workdir $(RUN)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/pyright
+
+# The lock of this platform where there is one, else the ranges of pyproject.
+PLATFORM := $(shell uname -s | tr A-Z a-z)-$(shell uname -m)
+LOCK := $(wildcard requirements/$(PLATFORM).txt)
+
+$(VENV)/.installed: pyproject.toml $(LOCK)
+	$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(v < (3, 11) and f"Python >= 3.11 is needed, found {v[0]}.{v[1]}")'
+	$(PYTHON) -m venv $(VENV)
+	$(if $(LOCK),$(BIN)/pip install --quiet --require-hashes -r $(LOCK))
+	$(BIN)/pip install --quiet $(if $(LOCK),--no-deps --no-build-isolation) \
+	  -e '.[data,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+# Exact versions with hashes, without addresses.
+lock:
+	for p in 'linux-x86_64 x86_64-manylinux_2_28' \
+	    'linux-aarch64 aarch64-manylinux_2_28' \
+	    'darwin-arm64 aarch64-apple-darwin'; do \
+	  set -- $$p; \
+	  uv pip compile --quiet pyproject.toml --extra data --extra dev \
+	    --python-version 3.11 --python-platform $$2 --generate-hashes \
+	    --no-emit-index-url --no-annotate \
+	    --custom-compile-command 'make lock' \
+	    --output-file requirements/$$1.txt || exit 1; \
+	done

@@ -1,0 +1,150 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Dataclass tree <-> plain dict, exact in both directions.
+
+The dataclasses hold the defaults; a config file changes a few leaves of
+`ConfigDict(to_dict(ExperimentConfig()))`, and `from_dict` brings the tree back,
+refusing what does not fit with the path of the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar('T')
+
+
+class ConfigError(ValueError):
+  """A key or value of a config does not fit; the message names its path."""
+
+
+def to_dict(config: Any) -> Any:
+  """The dataclass tree as nested dicts; tuples stay tuples."""
+  if dataclasses.is_dataclass(config) and not isinstance(config, type):
+    return {
+      f.name: to_dict(getattr(config, f.name))
+      for f in dataclasses.fields(config)
+    }
+  if isinstance(config, (tuple, list)):
+    return tuple(to_dict(v) for v in config)
+  if isinstance(config, dict):
+    return {k: to_dict(v) for k, v in config.items()}
+  return config
+
+
+def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
+  """Builds `cls` from nested dicts, checking every key and type.
+
+  Args:
+    cls: a dataclass; fields may be dataclasses, `X | None`, tuples, dicts and
+      scalars.
+    values: nested dict; missing keys keep their defaults.
+    path: prefix of the paths in errors.
+
+  Raises:
+    ConfigError: an unknown key (with the known ones) or an ill-typed value.
+  """
+  if not isinstance(values, dict):
+    raise ConfigError(
+      f'config {path or "root"}: expected the fields of {cls.__name__}, got '
+      f'{values!r}.'
+    )
+  hints = typing.get_type_hints(cls)
+  known = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore
+  arguments = {}
+  for key, value in values.items():
+    where = f'{path}.{key}' if path else str(key)
+    if key not in known:
+      raise ConfigError(unknown_key(where, key, known))
+    arguments[key] = _cast(hints[key], value, where)
+  try:
+    return cls(**arguments)
+  except ConfigError:
+    raise
+  except (TypeError, ValueError) as e:
+    raise ConfigError(f'config {path or "root"}: {e}') from e
+
+
+def unknown_key(path: str, key: str, known: list[str]) -> str:
+  """The message for a key that does not exist: nearest and all known keys."""
+  near = difflib.get_close_matches(key, known, 1)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  return (
+    f'config {path}: unknown key {key!r}.{hint} Known keys here: '
+    f'{", ".join(sorted(known))}.'
+  )
+
+
+def _cast(hint: Any, value: Any, path: str) -> Any:
+  origin = typing.get_origin(hint)
+  if hint is Any:
+    return value
+  if origin in (typing.Union, types.UnionType):
+    options = [a for a in typing.get_args(hint) if a is not type(None)]
+    if value is None:
+      if len(options) == len(typing.get_args(hint)):
+        raise ConfigError(f'config {path}: expected {hint}, got None.')
+      return None
+    errors = []
+    for option in options:
+      try:
+        return _cast(option, value, path)
+      except ConfigError as e:
+        errors.append(e)
+    raise errors[0]
+  if dataclasses.is_dataclass(hint):
+    if isinstance(value, typing.cast(type, hint)):
+      return value
+    return from_dict(typing.cast(type, hint), value, path)
+  if origin in (tuple, list):
+    if isinstance(value, str) or not isinstance(value, (tuple, list)):
+      raise ConfigError(f'config {path}: expected a tuple, got {value!r}.')
+    args = typing.get_args(hint)
+    if len(args) == 2 and args[1] is Ellipsis:
+      args = (args[0],) * len(value)
+    if len(args) != len(value):
+      raise ConfigError(
+        f'config {path}: expected {len(args)} values, got {len(value)}.'
+      )
+    return tuple(
+      _cast(a, v, f'{path}[{i}]') for i, (a, v) in enumerate(zip(args, value))
+    )
+  if origin is dict:
+    if not isinstance(value, dict):
+      raise ConfigError(f'config {path}: expected a dict, got {value!r}.')
+    key_hint, value_hint = typing.get_args(hint)
+    return {
+      _cast(key_hint, k, path): _cast(value_hint, v, f'{path}.{k}')
+      for k, v in value.items()
+    }
+  if origin is typing.Literal:
+    if value not in typing.get_args(hint):
+      raise ConfigError(
+        f'config {path}: expected one of '
+        f'{", ".join(map(repr, typing.get_args(hint)))}, got {value!r}.'
+      )
+    return value
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  bool_for_int = hint is int and isinstance(value, bool)
+  if not isinstance(value, hint) or bool_for_int:
+    raise ConfigError(
+      f'config {path}: expected {hint.__name__}, got '
+      f'{type(value).__name__} {value!r}.'
+    )
+  return value
+
+
+def difference(left: Any, right: Any, path: str = '') -> list[str]:
+  """Leaves that differ between two nested dicts, as `path: left -> right`."""
+  if isinstance(left, dict) and isinstance(right, dict):
+    lines = []
+    for key in sorted({*left, *right}):
+      where = f'{path}.{key}' if path else str(key)
+      lines += difference(left.get(key), right.get(key), where)
+    return lines
+  return [] if left == right else [f'{path}: {left!r} -> {right!r}']

@@ -1,0 +1,630 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Annotations and images -> sharded records with a manifest and a report.
+
+The result is a function of the input alone: the same files give the same bytes
+whatever the number of workers, and a build that was interrupted goes on with
+the shards that are not finished.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import glob
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from array_record.python.array_record_module import (
+  ArrayRecordReader,
+  ArrayRecordWriter,
+)
+
+from pixel_llm import example, files, image
+from pixel_llm.data import records
+from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
+from pixel_llm.data.sources.refcoco import RefCoco
+from pixel_llm.data.sources.source import (
+  Entry,
+  Problem,
+  Row,
+  RowError,
+  Source,
+  SourceError,
+)
+from pixel_llm.data.sources.visual_genome import VisualGenome
+
+NAMES: dict[str, type[Source]] = {
+  'localized_narratives': LocalizedNarratives,
+  'refcoco': RefCoco,
+  'visual_genome': VisualGenome,
+}
+# Raised when the same regions give other records, apart from the schema.
+VERSION = 1
+_IMAGES_PER_SHARD = 1000
+_POLL_SECONDS = 0.2
+_COUNTS = ('records', 'regions', 'utterances', 'utterances_with_place')
+
+Progress = Callable[[int, int], None]
+
+
+class BuildError(ValueError):
+  """The build cannot go on; what is finished stays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a build did.
+
+  Attributes:
+    manifest: the content of the manifest.
+    path: where it is.
+    report: where the skipped rows are listed.
+    built: shards written by this call; 0 when all was there already.
+  """
+
+  manifest: dict[str, Any]
+  path: str
+  report: str
+  built: int
+
+  def __str__(self) -> str:
+    """One or two lines for the user."""
+    m = self.manifest
+    done = 'built' if self.built else 'already built from the same input'
+    lines = [
+      f'{self.path}: {done}, {m["records"]} images, {m["regions"]} texts, '
+      f'{m["utterances_with_place"]} of {m["utterances"]} utterances with a '
+      f'place, {len(m["shards"])} shards.'
+    ]
+    if m['skipped']:
+      reasons = ', '.join(f'{k} {n}' for k, n in m['skipped'].items())
+      lines.append(
+        f'{sum(m["skipped"].values())} rows skipped ({reasons}): see '
+        f'{self.report}.'
+      )
+    return '\n'.join(lines)
+
+
+def build(
+  name: str,
+  annotations: str,
+  images: str,
+  out: str,
+  split: str = 'train',
+  instances: str | None = None,
+  image_data: str | None = None,
+  strict: bool = False,
+  workers: int = 1,
+  shards: int | None = None,
+  progress: Progress | None = None,
+) -> Result:
+  """Builds the records of one split of a data set.
+
+  Writes `<split>-00000-of-00004.array_record` and so on, then
+  `<split>.report.jsonl` (every skipped row), then `<split>.manifest.json`,
+  each whole or not at all. Images are stored as they are in their files.
+
+  Whether an image file changed is told by its name and size.
+
+  Args:
+    name: one of `NAMES`.
+    annotations: a file or a glob.
+    images: directory of the image files, searched recursively.
+    out: directory for the records; made when it is not there.
+    split: names the output; for refcoco also the references to take.
+    instances: refcoco's `instances.json`.
+    image_data: visual_genome's `image_data.json`.
+    strict: stop at the first bad row instead of skipping it.
+    workers: processes; the result does not depend on it. A script that asks
+      for several needs the usual `if __name__ == '__main__':`.
+    shards: number of files; default one per thousand images, at least four.
+    progress: called with images done and in all.
+
+  Raises:
+    SourceError: an input file cannot be used at all.
+    RowError: the first bad row, when `strict`.
+    BuildError: `out` holds a build of something else, or nothing is good.
+  """
+  source = _source(name, annotations, images, split, instances, image_data)
+  files = _expand(annotations) + [
+    path for path in (instances, image_data) if path is not None
+  ]
+  entries, problems = source.index()
+  if strict and problems:
+    raise _error(problems[0])
+  if not entries:
+    raise BuildError(_nothing(annotations, problems))
+  if shards is None:
+    shards = max(4, -(-len(entries) // _IMAGES_PER_SHARD))
+  shards = min(shards, len(entries))
+  inputs, key = _digest(name, source, split, shards, files, entries)
+
+  directory = pathlib.Path(out)
+  directory.mkdir(parents=True, exist_ok=True)
+  finished = _finished(directory, split, key, name)
+  if finished is not None:
+    if strict and finished.manifest['skipped']:
+      line = pathlib.Path(finished.report).read_text().splitlines()[0]
+      raise BuildError(
+        f'{finished.path} was built without strict and skipped rows, the '
+        f'first: {line}'
+      )
+    return finished
+
+  jobs = []
+  for i in range(shards):
+    begin, end = (len(entries) * k // shards for k in (i, i + 1))
+    path = directory / f'{split}-{i:05d}-of-{shards:05d}.array_record'
+    jobs.append(_Job(source, tuple(entries[begin:end]), str(path), key, strict))
+  _drop_stale(directory, split, {job.path for job in jobs}, key)
+  done = {job.path: _load_sidecar(job.path, key) for job in jobs}
+  todo = [job for job in jobs if done[job.path] is None]
+  before = sum(len(job.entries) for job in jobs) - sum(
+    len(job.entries) for job in todo
+  )
+  for shard in _run(todo, workers, before, len(entries), progress):
+    done[shard['path']] = shard
+  return _finish(
+    directory,
+    split,
+    name,
+    source,
+    inputs,
+    key,
+    problems,
+    [done[job.path] or {} for job in jobs],
+    len(todo),
+    annotations,
+    strict,
+  )
+
+
+# The input.
+
+
+def _source(
+  name: str,
+  annotations: str,
+  images: str,
+  split: str,
+  instances: str | None,
+  image_data: str | None,
+) -> Source:
+  if name not in NAMES:
+    raise BuildError(
+      f'build: expected one of {", ".join(NAMES)}, got {name!r}.'
+    )
+  if not split or set(split) & set('/\\*?[]'):
+    raise BuildError(
+      f'build: expected a split that can name a file, got {split!r}.'
+    )
+  builder = NAMES[name]
+  extras = {'instances': instances, 'image_data': image_data}
+  for option, value in extras.items():
+    if value is not None and option != builder.extra:
+      raise BuildError(f'build {name}: takes no {option}, got {value!r}.')
+  extra = None if builder.extra is None else extras[builder.extra]
+  return builder(_expand(annotations), images, split, extra)
+
+
+def _expand(annotations: str) -> list[str]:
+  # Names such as refs(umd).p or a[1].jsonl are files first, patterns second.
+  if os.path.isfile(annotations):
+    return [annotations]
+  paths = sorted(p for p in glob.glob(annotations) if os.path.isfile(p))
+  if not paths:
+    raise SourceError(f'annotations {annotations}: no such file.')
+  return paths
+
+
+def _digest(
+  name: str,
+  source: Source,
+  split: str,
+  shards: int,
+  files: list[str],
+  entries: list[Entry],
+) -> tuple[dict[str, Any], str]:
+  """What identifies the build: inputs by name and content, and a digest."""
+  listing = hashlib.sha256()
+  for entry in entries:
+    found = None
+    if entry.image is not None:
+      found = [os.path.basename(entry.image), _size(entry.image)]
+    listing.update(json.dumps([entry.image_id, found]).encode() + b'\n')
+  inputs = {
+    'annotations': [
+      {'name': os.path.basename(path), 'sha256': _sha256(path)}
+      for path in files
+    ],
+    'images': listing.hexdigest(),
+  }
+  arguments = {
+    'builder': name,
+    'version': [VERSION, source.version],
+    'schema': example.SCHEMA,
+    'split': split,
+    'shards': shards,
+    'inputs': inputs,
+  }
+  text = json.dumps(arguments, sort_keys=True)
+  return inputs, hashlib.sha256(text.encode()).hexdigest()
+
+
+def _size(path: str) -> int | None:
+  try:
+    return os.path.getsize(path)
+  except OSError:
+    return None
+
+
+def _sha256(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+# One shard.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  source: Source
+  entries: tuple[Entry, ...]
+  path: str
+  key: str
+  strict: bool
+
+
+def _build_shard(job: _Job, step: Callable[[], None]) -> dict[str, Any]:
+  """Writes one shard and its sidecar; returns the sidecar's content."""
+  temporary = f'{job.path}.tmp'
+  try:
+    writer = ArrayRecordWriter(temporary, records.WRITER_OPTIONS)
+    try:
+      counts, problems = _write_records(writer, job, step)
+    finally:
+      writer.close()
+    _verify(temporary, counts['records'])
+    shard = {
+      'key': job.key,
+      'path': job.path,
+      **{name: counts[name] for name in _COUNTS},
+      'bytes': os.path.getsize(temporary),
+      'sha256': _sha256(temporary),
+      'problems': [_report_line(p) for p in problems],
+    }
+    os.replace(temporary, job.path)
+  except RuntimeError as e:  # what the writer raises, for a full disk too
+    raise BuildError(f'{job.path}: cannot be written ({e}).') from e
+  finally:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+  _write(_sidecar(job.path), json.dumps(shard))
+  return shard
+
+
+def _write_records(
+  writer: Any, job: _Job, step: Callable[[], None]
+) -> tuple[collections.Counter[str], list[Problem]]:
+  counts: collections.Counter[str] = collections.Counter()
+  problems: list[Problem] = []
+  for entry in job.entries:
+    made, bad = _make(job.source, entry)
+    if bad and job.strict:
+      raise _error(bad[0])
+    problems += bad
+    if made is not None:
+      writer.write(example.to_bytes(made))
+      weights = [region.span_weights for region in made.regions]
+      counts['records'] += 1
+      counts['regions'] += len(weights)
+      counts['utterances'] += sum(map(len, weights))
+      counts['utterances_with_place'] += sum(
+        int((w > 0).sum()) for w in weights
+      )
+    step()
+  return counts, problems
+
+
+def _make(
+  source: Source, entry: Entry
+) -> tuple[example.Example | None, list[Problem]]:
+  """The example of an image, None when nothing of it is good."""
+  item = source.read(entry)
+  problems = list(item.problems)
+  if not item.regions:
+    return None, problems
+  try:
+    data, size = _image(entry, item.size)
+  except _BadImage as e:
+    problems += [
+      Problem(row, e.reason, e.expected, e.found) for row, _ in item.regions
+    ]
+    return None, problems
+  return example.Example(
+    image=data,
+    image_id=entry.image_id,
+    size=size,
+    regions=tuple(region for _, region in item.regions),
+  ), problems
+
+
+class _BadImage(ValueError):
+  def __init__(self, reason: str, expected: str, found: str):
+    super().__init__(found)
+    self.reason, self.expected, self.found = reason, expected, found
+
+
+def _image(
+  entry: Entry, claimed: tuple[int, int] | None
+) -> tuple[bytes, tuple[int, int]]:
+  """The file's bytes and its upright (height, width)."""
+  wanted = f'the image file of {entry.image_id!r}'
+  if entry.image is None:
+    raise _BadImage('image_missing', wanted, entry.missing)
+  try:
+    data = pathlib.Path(entry.image).read_bytes()
+  except OSError as e:
+    raise _BadImage(
+      'image_missing', wanted, f'{entry.image}: {e.strerror}'
+    ) from e
+  try:
+    # All of it: the header of a truncated file looks well.
+    height, width, _ = image.decode(data, entry.image).shape
+  except image.ImageError as e:
+    raise _BadImage('image_unreadable', wanted, str(e)) from e
+  if claimed is not None:
+    # A copy of another size will do; other proportions move every box.
+    expected = width * claimed[0] / claimed[1]
+    tolerance = 1 + 0.5 * max(width / claimed[1], height / claimed[0])
+    if abs(height - expected) > tolerance:
+      raise _BadImage(
+        'image_size',
+        f'an image of {claimed[0]} x {claimed[1]} (height x width) or of '
+        'its proportions',
+        f'{entry.image} of {height} x {width}',
+      )
+  return data, (height, width)
+
+
+def _verify(path: str, count: int) -> None:
+  """A full disk may leave a file that looks complete: reads its index back."""
+  try:
+    reader = ArrayRecordReader(path)
+    found = reader.num_records()
+    reader.close()
+  except (RuntimeError, OSError) as e:
+    raise BuildError(
+      f'{path}: expected {count} records, cannot be read back ({e}); is the '
+      'disk full?'
+    ) from e
+  if found != count:
+    raise BuildError(
+      f'{path}: expected {count} records, found {found}; is the disk full?'
+    )
+
+
+# All shards.
+
+
+_counter: Any = None
+
+
+def _start_worker(counter: Any) -> None:
+  global _counter
+  _counter = counter
+
+
+def _count() -> None:
+  with _counter.get_lock():
+    _counter.value += 1
+
+
+def _work(job: _Job) -> dict[str, Any]:
+  return _build_shard(job, _count)
+
+
+def _run(
+  jobs: list[_Job],
+  workers: int,
+  before: int,
+  total: int,
+  progress: Progress | None,
+) -> Iterator[dict[str, Any]]:
+  """Builds shards, in this process or in several; results in their order."""
+  report = progress or (lambda done, total: None)
+  report(before, total)
+  if workers <= 1 or len(jobs) <= 1:
+    done = before
+
+    def step():
+      nonlocal done
+      done += 1
+      report(done, total)
+
+    for job in jobs:
+      yield _build_shard(job, step)
+    return
+  # Spawned, not forked: the caller may run threads (JAX, TensorFlow).
+  context = multiprocessing.get_context('spawn')
+  counter = context.Value('q', 0)
+  executor = concurrent.futures.ProcessPoolExecutor(
+    min(workers, len(jobs)), context, _start_worker, (counter,)
+  )
+  try:
+    futures = [executor.submit(_work, job) for job in jobs]
+    for future in futures:
+      while True:
+        finished, _ = concurrent.futures.wait([future], _POLL_SECONDS)
+        report(before + counter.value, total)
+        if finished:
+          break
+      try:
+        yield future.result()
+      except concurrent.futures.BrokenExecutor as e:
+        raise BuildError(
+          'build: a worker process died (out of memory?); finished shards '
+          'stay, so that running it again goes on from there.'
+        ) from e
+  finally:
+    executor.shutdown(cancel_futures=True)
+
+
+# The output.
+
+
+def _sidecar(path: str) -> str:
+  return f'{path}.json'
+
+
+def _load_sidecar(path: str, key: str) -> dict[str, Any] | None:
+  """What a finished shard says of itself; None when it is to be built."""
+  try:
+    shard = json.loads(pathlib.Path(_sidecar(path)).read_bytes())
+    if shard['key'] == key and os.path.getsize(path) == shard['bytes']:
+      return {**shard, 'path': path}
+  except (OSError, ValueError, KeyError, TypeError):
+    pass
+  return None
+
+
+def _drop_stale(
+  directory: pathlib.Path, split: str, keep: set[str], key: str
+) -> None:
+  """Removes shards that an interrupted build of other input left."""
+  for sidecar in directory.glob(f'{split}-*-of-*.array_record.json'):
+    path = str(sidecar).removesuffix('.json')
+    if path not in keep or _load_sidecar(path, key) is None:
+      pathlib.Path(path).unlink(missing_ok=True)
+      sidecar.unlink()
+
+
+def _finished(
+  directory: pathlib.Path, split: str, key: str, name: str
+) -> Result | None:
+  """The result of an earlier build of the same input, None without one."""
+  path = records.manifest_path(str(directory), split)
+  if not path.exists():
+    return None
+  advice = (
+    f'give another output directory, or delete {split}-* and {split}.* there'
+  )
+  try:
+    manifest = records.read_manifest(str(directory), split)
+  except ValueError as e:
+    raise BuildError(f'{e} To do so, {advice}.') from e
+  if manifest.get('arguments') != key:
+    raise BuildError(
+      f'{path}: holds records of other input or arguments (builder '
+      f'{manifest.get("builder", {}).get("name")}, here {name}); {advice}.'
+    )
+  try:
+    records.RecordSet(str(directory), split)
+  except (FileNotFoundError, ValueError):
+    path.unlink()  # shards were lost: the same bytes come again
+    return None
+  return Result(manifest, str(path), str(_report_path(directory, split)), 0)
+
+
+def _finish(
+  directory: pathlib.Path,
+  split: str,
+  name: str,
+  source: Source,
+  inputs: dict[str, Any],
+  key: str,
+  problems: list[Problem],
+  shards: list[dict[str, Any]],
+  built: int,
+  annotations: str,
+  strict: bool,
+) -> Result:
+  """Writes report and manifest, then drops the sidecars."""
+  lines = [_report_line(p) for p in problems]
+  lines += [line for shard in shards for line in shard['problems']]
+  if strict and lines:
+    raise _error(_problem(lines[0]))
+  total = {k: sum(shard[k] for shard in shards) for k in _COUNTS}
+  report = _report_path(directory, split)
+  _write(str(report), ''.join(json.dumps(line) + '\n' for line in lines))
+  if not total['records']:
+    raise BuildError(
+      _nothing(annotations, [_problem(line) for line in lines])
+      + f' All are listed in {report}.'
+    )
+  table = [
+    {'name': os.path.basename(s['path'])}
+    | {k: s[k] for k in ('records', 'bytes', 'sha256')}
+    for s in shards
+  ]
+  manifest = {
+    'schema': example.SCHEMA,
+    'builder': {'name': name, 'version': [VERSION, source.version]},
+    'split': split,
+    'arguments': key,
+    'inputs': inputs,
+    **total,
+    'skipped': dict(
+      sorted(collections.Counter(line['reason'] for line in lines).items())
+    ),
+    'shards': table,
+    'digest': hashlib.sha256(
+      json.dumps(table, sort_keys=True).encode()
+    ).hexdigest(),
+  }
+  path = records.manifest_path(str(directory), split)
+  _write(str(path), json.dumps(manifest, indent=2) + '\n')
+  for shard in shards:
+    pathlib.Path(_sidecar(shard['path'])).unlink(missing_ok=True)
+  return Result(manifest, str(path), str(report), built)
+
+
+def _report_path(directory: pathlib.Path, split: str) -> pathlib.Path:
+  return directory / f'{split}.report.jsonl'
+
+
+def _report_line(problem: Problem) -> dict[str, Any]:
+  return {
+    'file': problem.row.file,
+    'line': problem.row.line,
+    'field': problem.row.field,
+    'reason': problem.reason,
+    'expected': problem.expected,
+    'found': problem.found,
+  }
+
+
+def _problem(line: dict[str, Any]) -> Problem:
+  return Problem(
+    Row(line['file'], line['line'], line['field']),
+    line['reason'],
+    line['expected'],
+    line['found'],
+  )
+
+
+def _error(problem: Problem) -> RowError:
+  return RowError(problem.row, problem.reason, problem.expected, problem.found)
+
+
+def _nothing(annotations: str, problems: list[Problem]) -> str:
+  counts = collections.Counter(p.reason for p in problems)
+  reasons = ', '.join(f'{k} {n}' for k, n in sorted(counts.items()))
+  first = f' The first: {problems[0]}' if problems else ''
+  return (
+    f'annotations {annotations}: expected at least one good row, found '
+    f'{reasons or "no row at all"}.{first}'
+  )
+
+
+def _write(path: str, text: str) -> None:
+  try:
+    files.write(path, text)
+  except OSError as e:
+    raise BuildError(f'{path}: cannot be written ({e.strerror}).') from e

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""SeqIO's view of `Batch`: task features and the converter that pads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+from pixel_llm import batch as batch_lib
+
+
+def lengths(sizes: batch_lib.BatchSizes) -> dict[str, tuple[int, ...]]:
+  """`sequence_length` of our tasks: the whole shape of every feature."""
+  return {
+    name: spec.shape(sizes)[1:]
+    for name, spec in batch_lib.Batch.specs().items()
+  }
+
+
+def sizes_of(
+  sequence_length: Mapping[str, tuple[int, ...]],
+) -> batch_lib.BatchSizes:
+  """The inverse of `lengths` (one example: batch 1).
+
+  Raises:
+    ValueError: a feature is missing, or the shapes contradict each other.
+  """
+  table: dict[str, int] = {'B': 1}
+  for name, spec in batch_lib.Batch.specs().items():
+    shape = sequence_length.get(name)
+    if not isinstance(shape, (tuple, list)) or len(shape) != len(spec.dims) - 1:
+      raise ValueError(
+        f'sequence_length[{name!r}]: expected the shape '
+        f'{" ".join(spec.dims[1:])} (see features.lengths), got {shape!r}.'
+      )
+    for dim, size in zip(spec.dims[1:], shape):
+      known = int(dim) if dim.isdigit() else table.setdefault(dim, int(size))
+      if known != size:
+        raise ValueError(
+          f'sequence_length[{name!r}]: expected {dim} = {known}, got {size}.'
+        )
+  if table['H'] != table['W']:
+    raise ValueError(
+      f'sequence_length["image"]: expected a square input, got '
+      f'{table["H"]} x {table["W"]}.'
+    )
+  return batch_lib.BatchSizes(
+    batch=1,
+    image=table['H'],
+    regions=table['R'],
+    context=table['C'],
+    length=table['L'],
+    points=table['P'],
+  )
+
+
+def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+  """`Batch` as the output features of a SeqIO task."""
+  out: dict[str, seqio.Feature] = {}
+  for name, spec in batch_lib.Batch.specs().items():
+    rank, dtype = len(spec.dims) - 1, tf.as_dtype(spec.dtype)
+    if name.endswith('_tokens'):
+      out[name] = seqio.Feature(
+        vocabulary, add_eos=False, dtype=dtype, rank=rank
+      )
+    else:
+      out[name] = seqio.ContinuousFeature(dtype=dtype, rank=rank)
+  return out
+
+
+class PixelFeatureConverter(seqio.FeatureConverter):
+  """Pads the features of a task to the shape table of `Batch`.
+
+  Task features and model features are the same; a feature that comes shorter
+  is padded with zeros, one that comes longer is an error. Packing makes no
+  sense for images.
+  """
+
+  TASK_FEATURES = {
+    name: seqio.FeatureConverter.FeatureSpec(
+      dtype=tf.as_dtype(spec.dtype), rank=len(spec.dims) - 1
+    )
+    for name, spec in batch_lib.Batch.specs().items()
+  }
+  MODEL_FEATURES = TASK_FEATURES
+  PACKING_FEATURE_DTYPES = {}
+
+  def __init__(self, pack: bool = False, **kwargs):
+    if pack:
+      raise ValueError('PixelFeatureConverter: expected pack=False.')
+    super().__init__(pack=False, **kwargs)
+    self._shapes: dict[str, tuple[int, ...]] = {}
+
+  def __call__(
+    self, ds: tf.data.Dataset, task_feature_lengths
+  ) -> tf.data.Dataset:
+    """Converts; lengths are the whole shapes that `lengths` gives."""
+    sizes_of(task_feature_lengths)
+    self._shapes = {k: tuple(v) for k, v in task_feature_lengths.items()}
+    # The base class checks one sequence axis a feature.
+    first = {k: v[0] if v else 1 for k, v in self._shapes.items()}
+    return super().__call__(ds, first)
+
+  def _convert_features(self, ds, task_feature_lengths):
+    del task_feature_lengths
+
+    def pad(features):
+      out = {}
+      for name in self.MODEL_FEATURES:
+        value, shape = features[name], self._shapes[name]
+        missing = tf.constant(shape) - tf.shape(value)
+        value = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1))
+        out[name] = tf.ensure_shape(value, shape)
+      return out
+
+    return ds.map(pad, num_parallel_calls=tf.data.AUTOTUNE)
+
+  def get_model_feature_lengths(self, task_feature_lengths):
+    """The same lengths: nothing grows."""
+    return {k: task_feature_lengths[k] for k in self.MODEL_FEATURES}

@@ -1,0 +1,486 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every annotation format gives: images, their texts, and bad rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import numbers
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from pixel_llm.example import Region
+from pixel_llm.geometry import box_area, clip_box
+
+_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
+_SHOWN = 80
+_CHUNK = 1 << 20
+_BLANKS = re.compile(r'[ \t\r\n]*')
+
+
+class SourceError(ValueError):
+  """A whole file cannot be used; nothing of it can be built."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """Where a text comes from, for messages.
+
+  Attributes:
+    file: path of the annotation file.
+    line: 1-based line of a JSONL file; None for other formats.
+    field: the part of the row or file that is meant, `regions[3].phrase`.
+  """
+
+  file: str
+  line: int | None
+  field: str = ''
+
+  def at(self, field: str) -> Row:
+    """The same row, another field below this one."""
+    dot = '.' if self.field and not field.startswith('[') else ''
+    return dataclasses.replace(self, field=f'{self.field}{dot}{field}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A row that is skipped, and why.
+
+  Attributes:
+    row: file, line and field.
+    reason: a short constant name, what the manifest counts by.
+    expected: what the field should hold.
+    found: what it holds.
+  """
+
+  row: Row
+  reason: str
+  expected: str
+  found: str
+
+  def __str__(self) -> str:
+    line = '' if self.row.line is None else f', line {self.row.line}'
+    field = f', field {self.row.field}' if self.row.field else ''
+    return (
+      f'{self.row.file}{line}{field}: expected {self.expected}, found '
+      f'{self.found} ({self.reason}).'
+    )
+
+
+class RowError(ValueError):
+  """One row cannot be used."""
+
+  def __init__(self, row: Row, reason: str, expected: str, found: str):
+    self.problem = Problem(row, reason, expected, found)
+    super().__init__(str(self.problem))
+
+  def __reduce__(self):
+    # Exceptions pickle their message alone; this one crosses processes.
+    p = self.problem
+    return RowError, (p.row, p.reason, p.expected, p.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """A piece of an annotation file.
+
+  Attributes:
+    row: for messages.
+    offset: first byte.
+    length: bytes.
+    packed: the bytes themselves, deflated, when the file is compressed and
+      going back to an offset would mean reading it from the start.
+  """
+
+  row: Row
+  offset: int
+  length: int
+  packed: bytes = b''
+
+  def read(self) -> bytes:
+    """Its bytes."""
+    if self.packed:
+      return zlib.decompress(self.packed)
+    with open(self.row.file, 'rb') as file:
+      file.seek(self.offset)
+      return file.read(self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One image of the source, light enough for an index of millions.
+
+  Attributes:
+    image_id: the data set's id.
+    image: path of the file; None when there is none.
+    missing: the names that were looked for when `image` is None.
+    rows: what `Source.read` needs to make the regions.
+  """
+
+  image_id: str
+  image: str | None
+  missing: str
+  rows: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One image and its texts, each with the row that it comes from.
+
+  Attributes:
+    regions: the good ones.
+    problems: the bad ones.
+    size: (height, width) that the annotations claim, None when they do not.
+  """
+
+  regions: tuple[tuple[Row, Region], ...]
+  problems: tuple[Problem, ...]
+  size: tuple[int, int] | None = None
+
+
+class Source(Protocol):
+  """A public annotation format. Picklable: workers read in parallel.
+
+  Attributes:
+    version: raised when the same input gives other regions.
+    extra: the name of the second annotation file that the format needs, if any.
+  """
+
+  version: int
+  extra: str | None
+
+  def __init__(
+    self, annotations: list[str], images: str, split: str, extra: str | None
+  ): ...
+
+  def index(self) -> tuple[list[Entry], list[Problem]]:
+    """All images in order of first appearance, and the rows lost already."""
+    ...
+
+  def read(self, entry: Entry) -> Item:
+    """The regions of one image."""
+    ...
+
+
+class Images:
+  """The image files under a directory, looked up by the names data sets use.
+
+  Args:
+    directory: searched recursively, once.
+
+  Raises:
+    SourceError: no such directory, or no image in it.
+  """
+
+  def __init__(self, directory: str):
+    root = pathlib.Path(directory)
+    if not root.is_dir():
+      raise SourceError(f'images {directory}: expected a directory.')
+    self._directory = directory
+    self._paths: dict[str, list[str]] = {}
+    for folder, folders, names in os.walk(root, followlinks=True):
+      folders.sort()
+      for name in sorted(names):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in _IMAGE_SUFFIXES:
+          self._paths.setdefault(stem, []).append(os.path.join(folder, name))
+    if not self._paths:
+      raise SourceError(
+        f'images {directory}: expected JPEG, PNG or WebP files in it or '
+        'below, found none.'
+      )
+
+  def find(self, *names: str) -> tuple[str | None, str]:
+    """The file of the first name that exists.
+
+    Args:
+      *names: stems or file names, with or without a folder before them.
+
+    Returns:
+      path and '', or None and what was looked for (or which files compete).
+    """
+    for name in names:
+      folder, base = os.path.split(name)
+      stem, suffix = os.path.splitext(base)
+      if suffix.lower() not in _IMAGE_SUFFIXES:
+        stem, suffix = base, ''
+      found = [
+        path
+        for path in self._paths.get(stem, ())
+        if path.endswith(suffix)
+        and (not folder or os.path.dirname(path).endswith(os.sep + folder))
+      ]
+      if len(found) == 1:
+        return found[0], ''
+      if found:
+        return None, f'{len(found)} files of that name: {", ".join(found[:3])}'
+    tried = ', '.join(dict.fromkeys(names))
+    return None, f'none of {tried} in {self._directory}'
+
+
+def image_names(image_id: str) -> list[str]:
+  """The names under which data sets store the image of an id."""
+  if not image_id.isdigit():
+    return [image_id]
+  coco = image_id.zfill(12)
+  return [
+    image_id,
+    coco,
+    f'COCO_train2014_{coco}',
+    f'COCO_val2014_{coco}',
+    f'COCO_test2014_{coco}',
+  ]
+
+
+def show(value: Any) -> str:
+  """A value as in an error message: its type and how it begins."""
+  text = repr(value)
+  if len(text) > _SHOWN:
+    text = text[:_SHOWN] + '...'
+  return f'{type(value).__name__} {text}'
+
+
+def parse(row: Row, data: bytes) -> Any:
+  """A JSON value.
+
+  Raises:
+    RowError: not JSON, or not UTF-8.
+  """
+  try:
+    return json.loads(data.decode('utf-8-sig'))
+  except (ValueError, RecursionError) as e:
+    raise RowError(row, 'not_json', 'JSON', f'{data[:40]!r} ({e})') from e
+
+
+def field(row: Row, values: Any, name: str, reason: str = 'missing_field'):
+  """`values[name]` of a JSON object.
+
+  Raises:
+    RowError: not an object, or no such field.
+  """
+  if not isinstance(values, dict):
+    raise RowError(row, 'not_an_object', 'a JSON object', show(values))
+  if name not in values:
+    known = ', '.join(sorted(map(str, values)))
+    raise RowError(
+      row.at(name), reason, f'a field {name!r}', f'only {known or "no field"}'
+    )
+  return values[name]
+
+
+def number(row: Row, value: Any, reason: str = 'not_a_number') -> float:
+  """A finite number.
+
+  Raises:
+    RowError: a string, null, a boolean, NaN or an infinity.
+  """
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    raise RowError(row, reason, 'a number', show(value))
+  try:
+    value = float(value)
+  except OverflowError as e:
+    raise RowError(row, 'not_finite', 'a finite number', show(value)) from e
+  if not math.isfinite(value):
+    raise RowError(row, 'not_finite', 'a finite number', show(value))
+  return value
+
+
+def text(row: Row, value: Any, reason: str = 'empty_text') -> str:
+  """A string with something in it; blanks around it are dropped.
+
+  Raises:
+    RowError: not a string, nothing but blanks, or not storable as UTF-8.
+  """
+  if not isinstance(value, str):
+    raise RowError(row, 'not_a_string', 'a string', show(value))
+  if not value.strip():
+    raise RowError(row, reason, 'a text', show(value))
+  try:
+    value.encode()
+  except UnicodeEncodeError as e:
+    raise RowError(row, 'not_unicode', 'valid Unicode', show(value)) from e
+  return value.strip()
+
+
+def identifier(row: Row, value: Any) -> str:
+  """An id, a string or a whole number, as a string.
+
+  Raises:
+    RowError: anything else.
+  """
+  if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    return str(int(value))
+  return text(row, value, 'empty_id')
+
+
+def box(row: Row, corner_and_size: Any, size: tuple[int, int]) -> np.ndarray:
+  """A box of pixels x, y, width, height as [4] float32 xyxy, normalized.
+
+  What reaches over the image's edge is cut off.
+
+  Args:
+    row: for messages.
+    corner_and_size: four numbers.
+    size: (height, width) of the image.
+
+  Raises:
+    RowError: not four finite numbers, or nothing of it is inside the image.
+  """
+  values = items(row, corner_and_size)
+  if len(values) != 4:
+    raise RowError(row, 'bad_box', 'x, y, width, height', show(values))
+  x, y, width, height = (number(row, v) for v in values)
+  scale = (size[1], size[0], size[1], size[0])
+  xyxy = clip_box(np.array([x, y, x + width, y + height]) / scale)
+  if not box_area(xyxy) > 0:
+    raise RowError(
+      row,
+      'bad_box',
+      f'x, y, width, height of a part of an image {size[1]} wide and '
+      f'{size[0]} high',
+      show(values),
+    )
+  return xyxy.astype(np.float32)
+
+
+def image_size(row: Row, values: Any) -> tuple[int, int]:
+  """(height, width) from the fields `height` and `width` of a JSON object.
+
+  Raises:
+    RowError: missing, or not whole numbers above zero.
+  """
+  sides = []
+  for name in ('height', 'width'):
+    side = number(row.at(name), field(row, values, name))
+    if side < 1 or side != int(side):
+      raise RowError(
+        row.at(name), 'bad_size', 'pixels, at least one', f'{side}'
+      )
+    sides.append(int(side))
+  return sides[0], sides[1]
+
+
+def items(row: Row, value: Any) -> list[Any]:
+  """A list.
+
+  Raises:
+    RowError: anything else.
+  """
+  if not isinstance(value, list):
+    raise RowError(row, 'not_a_list', 'a list', show(value))
+  return value
+
+
+def read_json(path: str) -> Any:
+  """A whole JSON file.
+
+  Raises:
+    SourceError: missing or not JSON.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_bytes())
+  except OSError as e:
+    raise SourceError(f'{path}: cannot be read ({e.strerror}).') from e
+  except (ValueError, RecursionError) as e:
+    raise SourceError(f'{path}: expected JSON, found: {e}.') from e
+
+
+def read_array(path: str) -> Iterator[tuple[int, int, Any]]:
+  """The elements of a JSON file that is one array, without holding it all.
+
+  Visual Genome's region descriptions take gigabytes as Python objects.
+
+  Args:
+    path: a JSON file.
+
+  Yields:
+    offset and length in bytes of each element, and the element itself with its
+    strings undecoded (Latin-1): its numbers and structure can be relied on.
+
+  Raises:
+    SourceError: missing, not an array, or cut short.
+  """
+  try:
+    with open(path, 'rb') as file:
+      yield from _Array(path, file).elements()
+  except OSError as e:
+    raise SourceError(f'{path}: cannot be read ({e.strerror}).') from e
+
+
+class _Array:
+  """A JSON array seen through a window of its file.
+
+  JSON's own characters are ASCII, so that Latin-1 finds the ends of elements
+  and one character is one byte.
+  """
+
+  def __init__(self, path: str, file: BinaryIO):
+    self._path, self._file = path, file
+    self._window = ''  # the bytes from `_base` on
+    self._base = 0
+    self._at = 0  # within the window
+    self._decoder = json.JSONDecoder()
+
+  def elements(self) -> Iterator[tuple[int, int, Any]]:
+    self._take('[')
+    if self._peek() == ']':
+      return
+    while True:
+      self._peek()
+      offset, value = self._base + self._at, self._value()
+      yield offset, self._base + self._at - offset, value
+      if self._peek() == ']':
+        return
+      self._take(',')
+
+  def _more(self, count: int = _CHUNK) -> bool:
+    data = self._file.read(count).decode('latin-1')
+    self._window = self._window[self._at :] + data
+    self._base += self._at
+    self._at = 0
+    return bool(data)
+
+  def _peek(self) -> str:
+    """The next character that is no blank; '' at the end of the file."""
+    while True:
+      blank = _BLANKS.match(self._window, self._at)
+      self._at = blank.end() if blank else self._at
+      if self._at < len(self._window):
+        return self._window[self._at]
+      if not self._more():
+        return ''
+
+  def _take(self, character: str) -> None:
+    found = self._peek()
+    if found != character:
+      raise SourceError(
+        f'{self._path}, byte {self._base + self._at}: expected a JSON array '
+        f'with {character!r} here, found '
+        f'{repr(found) if found else "the end of the file"}.'
+      )
+    self._at += 1
+
+  def _value(self) -> Any:
+    count = _CHUNK
+    while True:
+      try:
+        value, end = self._decoder.raw_decode(self._window, self._at)
+      except (ValueError, RecursionError) as e:
+        # Cut by the window, or broken: only the end of the file tells.
+        if not self._more(count):
+          raise SourceError(
+            f'{self._path}, byte {self._base + self._at}: expected a JSON '
+            f'value, found: {e}.'
+          ) from e
+        count *= 2
+      else:
+        self._at = end
+        return value

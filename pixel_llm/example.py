@@ -1,0 +1,131 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""The canonical example: what a record of any data set holds.
+
+One record is one image with every text that speaks of it. Records know no
+vocabulary and no input size: places are kept for characters of the text, and
+tasks turn characters into tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import msgpack
+import numpy as np
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Region:
+  """One text about an image, and where it and its words are.
+
+  Attributes:
+    id: unique within the data set; keeps its identity to the metric.
+    text: a narrative, a referring expression or a region's caption.
+    box: [4] float32 xyxy, normalized; None when the text has no box.
+    spans: [S, 2] int32, begin and end character in `text` of each utterance
+      in order of time; (-1, -1) when the utterance is not found in the text.
+    span_boxes: [S, 4] float32 xyxy, normalized and clipped: the trace's
+      bounding box during the utterance.
+    span_centers: [S, 2] float32 xy, normalized and clipped: the trace's mean.
+    span_weights: [S] float32, 0 when the utterance has no trace.
+  """
+
+  id: str
+  text: str
+  box: np.ndarray | None = None
+  spans: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((0, 2), np.int32)
+  )
+  span_boxes: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((0, 4), np.float32)
+  )
+  span_centers: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((0, 2), np.float32)
+  )
+  span_weights: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((0,), np.float32)
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+  """One image and its regions.
+
+  Attributes:
+    image: encoded JPEG, PNG or WebP bytes, as in the source.
+    image_id: the data set's id of the image.
+    size: (height, width) of the upright image, pixels of the original file.
+    regions: the texts about it.
+  """
+
+  image: bytes
+  image_id: str
+  size: tuple[int, int]
+  regions: tuple[Region, ...]
+
+
+_ARRAYS = {
+  'box': ('<f4', (4,)),
+  'spans': ('<i4', (-1, 2)),
+  'span_boxes': ('<f4', (-1, 4)),
+  'span_centers': ('<f4', (-1, 2)),
+  'span_weights': ('<f4', (-1,)),
+}
+
+
+def to_bytes(example: Example) -> bytes:
+  """The record: a msgpack map; the same example gives the same bytes."""
+  regions = []
+  for region in example.regions:
+    row: dict[str, Any] = {'id': region.id, 'text': region.text}
+    for name, (dtype, _) in _ARRAYS.items():
+      value = getattr(region, name)
+      row[name] = None if value is None else np.asarray(value, dtype).tobytes()
+    regions.append(row)
+  return msgpack.packb(
+    {
+      'schema': SCHEMA,
+      'image_id': example.image_id,
+      'size': list(example.size),
+      'regions': regions,
+      'image': example.image,
+    }
+  )
+
+
+def from_bytes(record: bytes) -> Example:
+  """Reads what `to_bytes` wrote.
+
+  Raises:
+    ValueError: not a record of this schema version.
+  """
+  try:
+    row = msgpack.unpackb(record)
+    if row['schema'] != SCHEMA:
+      raise ValueError(
+        f'record: expected schema {SCHEMA}, got {row["schema"]}; build the '
+        'records again.'
+      )
+    regions = []
+    for r in row['regions']:
+      arrays = {
+        name: None
+        if r[name] is None
+        else np.frombuffer(r[name], dtype).reshape(shape)
+        for name, (dtype, shape) in _ARRAYS.items()
+      }
+      regions.append(Region(id=r['id'], text=r['text'], **arrays))
+    return Example(
+      image=row['image'],
+      image_id=row['image_id'],
+      size=(int(row['size'][0]), int(row['size'][1])),
+      regions=tuple(regions),
+    )
+  except (KeyError, TypeError, IndexError, msgpack.UnpackException) as e:
+    raise ValueError(
+      f'record of {len(record)} bytes: not a canonical example ({e!r}).'
+    ) from e

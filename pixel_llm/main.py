@@ -1,0 +1,462 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""`pixel-llm VERB`: a thin table of verbs; the work lives in the rooms.
+
+A verb's room is imported when the verb is called, so that `--help` is quick
+and inference never meets TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+
+# Exit codes: 0 done, 1 a mistake in what was given, 2 usage (argparse's), 75
+# stopped by a signal with everything saved (sysexits' "try again").
+_FAILED, _PREEMPTED = 1, 75
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a verb; returns the exit code."""
+  # TensorFlow's start-up messages speak of devices it must not touch.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  arguments = sys.argv[1:] if argv is None else argv
+  parser = _parser()
+  known, rest = parser.parse_known_args(arguments)
+  if rest and known.run is not train:
+    parser.error(f'unrecognized arguments: {" ".join(rest)}')
+  known.rest = rest
+  try:
+    return known.run(known) or 0
+  except KeyboardInterrupt:
+    print('pixel-llm: interrupted', file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    sys.stderr.close()
+    return _FAILED
+  except Exception as e:
+    if known.debug or not _is_users(e):
+      raise
+    print(f'pixel-llm {known.verb}: error: {_message(e)}', file=sys.stderr)
+    return _FAILED
+
+
+def _is_users(error: Exception) -> bool:
+  """Whether an error speaks to the user, not to the programmer.
+
+  Rooms raise ValueError and its kin with whole sentences for bad input; a bug
+  raises what it raises, with its traceback.
+  """
+  from pixel_llm.checkpoints import manager
+
+  return isinstance(
+    error, (ValueError, OSError, FloatingPointError, manager.CheckpointError)
+  )
+
+
+def _message(error: Exception) -> str:
+  if isinstance(error, OSError) and error.strerror:
+    where = f'{error.filename}: ' if error.filename else ''
+    return f'{where}{error.strerror}'
+  return str(error)
+
+
+def scenes(args: argparse.Namespace) -> None:
+  """Generates the narrated scenes."""
+  from pixel_llm.data import scenes as scenes_lib
+
+  with _bar('scenes') as progress:
+    scenes_lib.generate(
+      args.out,
+      seed=args.seed,
+      train=args.train,
+      val=args.val,
+      workers=args.workers,
+      progress=progress,
+    )
+
+
+def build(args: argparse.Namespace) -> None:
+  """Builds records from annotation files and images."""
+  from pixel_llm.data import build as build_lib
+
+  with _bar(f'{args.name} {args.split}') as progress:
+    manifest = build_lib.build(
+      args.name,
+      args.annotations,
+      args.images,
+      args.out,
+      split=args.split,
+      instances=args.instances,
+      image_data=args.image_data,
+      strict=args.strict,
+      workers=args.workers,
+      shards=args.shards,
+      progress=progress,
+    )
+  print(manifest)
+
+
+def vocabulary(args: argparse.Namespace) -> None:
+  """Trains a small SentencePiece vocabulary on the texts of record sets."""
+  from pixel_llm import example
+  from pixel_llm import vocabulary as vocabulary_lib
+  from pixel_llm.data import records
+
+  if os.path.exists(args.out):
+    size = vocabulary_lib.Vocabulary(args.out).size
+    print(f'{args.out}: there already, {size} pieces')
+    return
+
+  def texts():
+    for directory in args.records:
+      record_set = records.RecordSet(directory, args.split)
+      for i in range(len(record_set)):
+        for region in example.from_bytes(record_set[i]).regions:
+          yield region.text
+
+  vocabulary_lib.train([*texts(), *args.text], args.out, args.size)
+  print(f'{args.out}: {vocabulary_lib.Vocabulary(args.out).size} pieces')
+
+
+def train(args: argparse.Namespace) -> int:
+  """Trains; the same command goes on after an interruption."""
+  config = _read_config(args.config, args.rest)
+  from pixel_llm.train import loop
+
+  trainer = loop.Trainer(config, args.workdir)
+  with trainer.checkpoints, _bar('train', 'steps') as progress:
+    try:
+      trainer.train(lambda step, steps: progress(step, steps))
+    except loop.Preempted as e:
+      print(f'pixel-llm train: {e}', file=sys.stderr)
+      return _PREEMPTED
+  return 0
+
+
+def evaluate(args: argparse.Namespace) -> None:
+  """Evaluates the newest checkpoint; writes metrics.json and report.html."""
+  from pixel_llm.train import experiment
+  from pixel_llm.train import results as results_lib
+
+  config = experiment.load(args.workdir)
+  report = pathlib.Path(args.workdir) / 'report.html'
+  from pixel_llm.checkpoints import manager
+
+  with manager.CheckpointManager(
+    pathlib.Path(args.workdir) / 'checkpoints', read_only=True
+  ) as reader:
+    newest = reader.latest_step()
+  metrics = results_lib.read_metrics(args.workdir)
+  if metrics.get('step') != newest or not report.exists() or args.force:
+    metrics = _evaluate(config, args.workdir)
+  _print_metrics(metrics, results_lib.targets(config.eval))
+  print(f'report: {report}')
+
+
+def _evaluate(config, workdir: str) -> dict[str, float]:
+  import jax
+
+  from pixel_llm.train import loop
+  from pixel_llm.train import results as results_lib
+
+  trainer = loop.Trainer(config, workdir)
+  with trainer.checkpoints:
+    step, params = trainer.restore_params()
+    with _bar('evaluate', 'questions') as progress:
+      results = trainer.evaluate(
+        params, step, progress=lambda _, done, total: progress(done, total)
+      )
+  metrics = {'step': step, **results_lib.flat_metrics(results)}
+  count = sum(x.size for x in jax.tree.leaves(params))
+  results_lib.write_report(workdir, step, config, results, count)
+  # Last: its step is the mark that the report is of this checkpoint.
+  results_lib.write_metrics(workdir, step, metrics)
+  return metrics
+
+
+def narrate(args: argparse.Namespace) -> int:
+  """Narrates images."""
+  return _predict(args, lambda p: [p.narrate()])
+
+
+def refer(args: argparse.Namespace) -> int:
+  """Finds what expressions refer to."""
+  args.image = [args.image]
+  return _predict(args, lambda p: p.refer(args.expression))
+
+
+def caption_at(args: argparse.Namespace) -> int:
+  """Captions boxes of an image."""
+  args.image = [args.image]
+  return _predict(args, lambda p: p.caption_at(args.box))
+
+
+def _predict(args: argparse.Namespace, ask) -> int:
+  """Asks about every image; a bad image is reported and costs no other."""
+  from pixel_llm import image as image_lib
+  from pixel_llm import pictures
+  from pixel_llm import predictor as predictor_lib
+
+  if (
+    args.out
+    and len(args.image) == 1
+    and not args.out.endswith(('.png', '.html'))
+  ):
+    raise ValueError(
+      f'--out {args.out}: expected a name that ends in .png or .html.'
+    )
+  predictor = predictor_lib.Predictor.from_workdir(args.workdir, args.beams)
+  failed = 0
+  for path in args.image:
+    try:
+      predictor.set_image(path)
+    except image_lib.ImageError as e:
+      print(f'pixel-llm {args.verb}: error: {e}', file=sys.stderr)
+      failed += 1
+      continue
+    predictions = ask(predictor)
+    for p in predictions:
+      if args.json:
+        print(json.dumps(p.to_json(), ensure_ascii=False))
+      elif p.box_orig is not None:
+        print(
+          f'{path}: {p.prompt}: ' + ', '.join(f'{v:.1f}' for v in p.box_orig)
+        )
+      else:
+        print(f'{path}: {p.text}')
+    if args.out:
+      out = pathlib.Path(args.out)
+      if len(args.image) > 1:
+        out.mkdir(parents=True, exist_ok=True)
+        out = out / f'{pathlib.Path(path).stem}.html'
+      pictures.save(str(out), image_lib.load(path), predictions)
+  return _FAILED if failed else 0
+
+
+def _read_config(path: str, overrides: list[str]):
+  """The experiment of a config file with `--config.a.b=value` changes.
+
+  Raises:
+    ConfigError: the file can't be loaded, or a key or value does not fit.
+  """
+  from absl import flags
+  from ml_collections import config_flags
+
+  from pixel_llm import config as config_lib
+
+  for argument in overrides:
+    if not argument.startswith('--config.') or '=' not in argument:
+      raise config_lib.ConfigError(
+        f'argument {argument!r}: expected --config.KEY=VALUE.'
+      )
+  tree = _load_config_file(path)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+    'config', tree, flag_values=values, sys_argv=['pixel-llm', *overrides]
+  )
+  try:
+    values(['pixel-llm', *overrides])
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise config_lib.ConfigError(
+      f'{" ".join(overrides)}: {e.args[0] if e.args else e!s}'
+    ) from e
+  tree = values['config'].value.to_dict()
+  from pixel_llm.train import experiment
+
+  return config_lib.from_dict(experiment.ExperimentConfig, tree)
+
+
+def _load_config_file(path: str):
+  """What `get_config()` of a Python file gives.
+
+  Raises:
+    ConfigError: naming the line of the file that failed.
+  """
+  import runpy
+  import traceback
+
+  from pixel_llm import config as config_lib
+
+  if not os.path.isfile(path):
+    raise config_lib.ConfigError(f'--config {path}: no such file.')
+  # Configs import `configs.default`, wherever they lie.
+  root = str(pathlib.Path(path).resolve().parent.parent)
+  if root not in sys.path:
+    sys.path.insert(0, root)
+  try:
+    return runpy.run_path(path)['get_config']()
+  except Exception as e:
+    lines = [
+      f.lineno
+      for f in traceback.extract_tb(e.__traceback__)
+      if f.filename == path
+    ]
+    where = f'line {lines[-1]}: ' if lines else ''
+    what = (
+      'it defines no get_config()'
+      if isinstance(e, KeyError) and e.args == ('get_config',)
+      else f'{type(e).__name__}: {e}'
+    )
+    raise config_lib.ConfigError(f'--config {path}: {where}{what}') from e
+
+
+def _print_metrics(metrics: dict[str, float], targets) -> None:
+  for name, value in metrics.items():
+    if name == 'step':
+      continue
+    mark = ''
+    if name in targets:
+      sign, bound = targets[name]
+      met = value >= bound if sign == '>=' else value <= bound
+      mark = f'   {"reached" if met else "MISSED"}: {sign} {bound:g}'
+    print(f'{name:36} {value:8.4f}{mark}')
+
+
+@contextlib.contextmanager
+def _bar(title: str, unit: str = ''):
+  """A progress bar with an ETA; a quiet one where there is no terminal."""
+  from rich import progress as rich_progress
+
+  columns = (
+    rich_progress.TextColumn('{task.description}'),
+    rich_progress.BarColumn(),
+    rich_progress.MofNCompleteColumn(),
+    rich_progress.TextColumn(unit),
+    rich_progress.TimeElapsedColumn(),
+    rich_progress.TextColumn('ETA'),
+    rich_progress.TimeRemainingColumn(),
+  )
+  with rich_progress.Progress(
+    *columns, disable=not sys.stderr.isatty() and not sys.stdout.isatty()
+  ) as bar:
+    task = bar.add_task(title, total=None)
+    yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _box(text: str) -> tuple[float, float, float, float]:
+  try:
+    values = tuple(float(v) for v in text.split(','))
+  except ValueError:
+    values = ()
+  if len(values) != 4:
+    raise argparse.ArgumentTypeError(
+      f'expected x0,y0,x1,y1 in pixels of the file, got {text!r}'
+    )
+  return values
+
+
+def _count(text: str) -> int:
+  if not text.isdigit() or int(text) < 1:
+    raise argparse.ArgumentTypeError(
+      f'expected a whole number from 1 on, got {text!r}'
+    )
+  return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+  """The table of verbs."""
+  from pixel_llm import __version__
+
+  parser = argparse.ArgumentParser(
+    prog='pixel-llm',
+    description='A language model whose every word knows '
+    'where it is in the image.',
+  )
+  parser.add_argument('--version', action='version', version=__version__)
+  parser.add_argument(
+    '--debug', action='store_true', help='show tracebacks of all errors'
+  )
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
+  def verb(name, run):
+    sub = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
+    sub.set_defaults(run=run)
+    return sub
+
+  sub = verb('scenes', scenes)
+  sub.add_argument('--out', required=True, help='directory to write')
+  sub.add_argument('--seed', type=int, default=0)
+  sub.add_argument('--train', type=_count, default=8000, help='images')
+  sub.add_argument('--val', type=_count, default=200, help='images')
+  sub.add_argument('--workers', type=_count, default=os.cpu_count())
+
+  sub = verb('build', build)
+  sub.add_argument(
+    'name', choices=('localized_narratives', 'refcoco', 'visual_genome')
+  )
+  sub.add_argument('--annotations', required=True, help='file or glob')
+  sub.add_argument('--images', required=True, help='directory')
+  sub.add_argument('--out', required=True, help='directory of the records')
+  sub.add_argument('--split', default='train')
+  sub.add_argument('--instances', help='instances.json (refcoco)')
+  sub.add_argument('--image-data', help='image_data.json (visual_genome)')
+  sub.add_argument(
+    '--strict', action='store_true', help='stop at the first bad row'
+  )
+  sub.add_argument('--workers', type=_count, default=os.cpu_count())
+  sub.add_argument(
+    '--shards',
+    type=_count,
+    help='files; default one per thousand images, at least four',
+  )
+
+  sub = verb('vocabulary', vocabulary)
+  sub.add_argument('--records', nargs='+', required=True, help='directories')
+  sub.add_argument('--split', default='train')
+  sub.add_argument('--text', nargs='*', default=[], help='further sentences')
+  sub.add_argument('--out', required=True, help='the .model to write')
+  sub.add_argument('--size', type=_count, default=512, help='pieces')
+
+  sub = verb('train', train)
+  sub.add_argument(
+    '--config',
+    required=True,
+    help='an ml_collections file; change leaves with --config.loop.steps=100',
+  )
+  sub.add_argument('--workdir', required=True)
+
+  sub = verb('evaluate', evaluate)
+  sub.add_argument('--workdir', required=True)
+  sub.add_argument(
+    '--force',
+    action='store_true',
+    help='again, though this checkpoint was evaluated',
+  )
+
+  for name, run in (
+    ('narrate', narrate),
+    ('refer', refer),
+    ('caption-at', caption_at),
+  ):
+    sub = verb(name, run)
+    sub.add_argument(
+      'image', nargs='+' if run is narrate else None, help='JPEG, PNG or WebP'
+    )
+    if run is refer:
+      sub.add_argument('expression', nargs='+')
+    if run is caption_at:
+      sub.add_argument(
+        '--box',
+        type=_box,
+        nargs='+',
+        required=True,
+        help='x0,y0,x1,y1 in pixels of the file',
+      )
+    sub.add_argument('--workdir', required=True, help='of a trained run')
+    sub.add_argument(
+      '--json', action='store_true', help='one line of JSON an answer'
+    )
+    sub.add_argument(
+      '--out', help='a .png or .html; a directory for several images'
+    )
+    sub.add_argument('--beams', type=_count, help='of decoding')
+  return parser
+
+
+if __name__ == '__main__':
+  sys.exit(main())

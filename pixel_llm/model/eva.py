@@ -1,0 +1,357 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""EVA-02, the semantic image encoder.
+
+A plain vision transformer with a class token, learned absolute positions, 2-D
+rotary positions on the patches, and a SwiGLU whose hidden layer is normalized
+(sub-LN). Source: "EVA-02: A Visual Representation for Neon Genesis",
+arXiv 2303.11331, section 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from pixel_llm.model import layers
+
+Array = jax.Array
+
+ROTARY_BASE = 10000.0
+POSITION_INIT = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaConfig:
+  """Sizes of the encoder; the defaults are EVA-02-L/14.
+
+  Attributes:
+    patch_size: side of a patch, pixels.
+    width: of the residual stream.
+    depth: blocks.
+    num_heads: attention heads; each is a multiple of 4 wide.
+    mlp_dim: hidden width of the SwiGLU, published as int(width * 8 / 3).
+    position_grid: side of the learned position table, patches; it is resized
+      to the grid of the image.
+    drop_path_rate: stochastic depth of the last block; it grows linearly from
+      0 at the first.
+    final_norm: normalizes the output.
+    mean: of the pixels, in 0..255 (OpenAI CLIP's).
+    std: of the pixels, in 0..255.
+    dtype: of the computation, 'float32' or 'bfloat16'.
+    scan_unroll: blocks a step of the loop; `depth` leaves no loop.
+  """
+
+  patch_size: int = 14
+  width: int = 1024
+  depth: int = 24
+  num_heads: int = 16
+  mlp_dim: int = 2730
+  position_grid: int = 16
+  drop_path_rate: float = 0.1
+  final_norm: bool = True
+  mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)
+  std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
+  dtype: str = 'float32'
+  scan_unroll: int = 1
+
+  def __post_init__(self):
+    if self.width % (4 * self.num_heads):
+      raise ValueError(
+        f'eva: width {self.width} over num_heads {self.num_heads}: expected '
+        f'heads a multiple of 4 wide, for rotations of pairs in y and x.'
+      )
+    if not 0 <= self.drop_path_rate < 1:
+      raise ValueError(
+        f'eva: drop_path_rate: expected a number in [0, 1), got '
+        f'{self.drop_path_rate}.'
+      )
+
+
+# Widths, depths and heads of the released models, with their position tables
+# of 224 px pre-training. The released tiny and small have no norm inside the
+# SwiGLU: they cannot be loaded here, only trained anew.
+SIZES = {
+  'tiny': EvaConfig(
+    width=192, depth=12, num_heads=3, mlp_dim=512, position_grid=16
+  ),
+  'small': EvaConfig(
+    width=384, depth=12, num_heads=6, mlp_dim=1024, position_grid=16
+  ),
+  'base': EvaConfig(
+    width=768, depth=12, num_heads=12, mlp_dim=2048, position_grid=16
+  ),
+  'large': EvaConfig(
+    width=1024, depth=24, num_heads=16, mlp_dim=2730, position_grid=16
+  ),
+}
+
+
+def patches(image: Array, size: int) -> Array:
+  """Cuts an image into squares; the rest at the bottom and right is cropped.
+
+  A 384 px image holds 27 patches of 14 px, so its last 6 rows and columns are
+  never seen (as in the research code).
+
+  Args:
+    image: [B, H, W, C].
+    size: side of a patch, pixels.
+
+  Returns:
+    [B, H // size, W // size, size * size * C], each patch row by row: the
+    order of a convolution kernel [size, size, C, out].
+
+  Raises:
+    ValueError: the image is smaller than a patch.
+  """
+  batch, height, width, channels = image.shape
+  rows, columns = height // size, width // size
+  if not rows or not columns:
+    raise ValueError(
+      f'image: expected at least one patch of {size} x {size} px, got '
+      f'{height} x {width} px.'
+    )
+  image = image[:, : rows * size, : columns * size]
+  image = image.reshape(batch, rows, size, columns, size, channels)
+  image = image.transpose(0, 1, 3, 2, 4, 5)
+  return image.reshape(batch, rows, columns, size * size * channels)
+
+
+def rotary_tables(
+  height: int, width: int, head_dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cosines and sines of a grid of patches, made while tracing.
+
+  The first half of a head turns with the row, the second with the column, both
+  in steps of one patch. Channels (2i, 2i + 1) are one plane; the sines carry
+  the sign of the rotation, so that `rotate` needs a swap and no negation.
+
+  Reference: steps are one patch at any image size, although EVA-02 can squeeze
+  larger grids into the 16 steps of its pre-training; we keep unit steps, which
+  is how PixelLLM was trained.
+
+  Args:
+    height: of the grid, patches.
+    width: of the grid, patches.
+    head_dim: width of a head, a multiple of 4.
+
+  Returns:
+    (cosines, sines), each [height * width, head_dim] float32.
+  Source: arXiv 2104.09864, equation 34, once for each axis of the image.
+  """
+  planes = head_dim // 4
+  frequencies = ROTARY_BASE ** (-np.arange(planes) / planes)
+  angles = np.zeros((height, width, 2, planes, 2))
+  angles[:, :, 0] += (
+    np.arange(height)[:, None, None, None] * frequencies[:, None]
+  )
+  angles[:, :, 1] += np.arange(width)[:, None, None] * frequencies[:, None]
+  sines = np.sin(angles) * np.array([-1, 1])
+  shape = (height * width, head_dim)
+  return (
+    np.cos(angles).reshape(shape).astype(np.float32),
+    sines.reshape(shape).astype(np.float32),
+  )
+
+
+def rotate(x: Array, cosines: Array, sines: Array) -> Array:
+  """Turns each plane of `x` by the angle of its position.
+
+  Args:
+    x: [..., head_dim].
+    cosines: from `rotary_tables`, of as many axes as `x`.
+    sines: the same.
+  """
+  swapped = x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
+  return x * cosines + swapped * sines
+
+
+def drop_path(x: Array, rate: Array | float, rng: Array) -> Array:
+  """Zeroes whole examples of a residual branch, keeping the expectation.
+
+  Args:
+    x: [B, ...].
+    rate: scalar, probability of a zero, below 1.
+    rng: PRNG key.
+
+  Source: "Deep Networks with Stochastic Depth", arXiv 1603.09382, scaled in
+  training rather than in evaluation.
+  """
+  shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+  kept = jax.random.bernoulli(rng, 1 - rate, shape)
+  return x * jnp.asarray(kept / (1 - rate), x.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention with rotated queries and keys."""
+
+  config: EvaConfig
+
+  @nn.compact
+  def __call__(self, x: Array, cosines: Array, sines: Array) -> Array:
+    """[B, N, width], tables [N, head_dim] -> [B, N, width]."""
+    c = self.config
+    head_dim = c.width // c.num_heads
+
+    def project(name, use_bias):
+      y = layers.Dense(
+        c.width,
+        ('embed', 'joined_kv'),
+        use_bias=use_bias,
+        dtype=c.dtype,
+        name=name,
+      )(x)
+      return y.reshape(*x.shape[:2], c.num_heads, head_dim)
+
+    cosines, sines = cosines[None, :, None], sines[None, :, None]
+    query = rotate(project('query', True), cosines, sines)
+    # A bias of the keys would move all logits of a query alike: it has none.
+    key = rotate(project('key', False), cosines, sines)
+    y = layers.attention(
+      query, key, project('value', True), scale=head_dim**-0.5
+    )
+    return layers.Dense(
+      c.width, ('joined_kv', 'embed'), use_bias=True, dtype=c.dtype, name='out'
+    )(y.reshape(x.shape))
+
+
+class SwiGlu(nn.Module):
+  """silu(x w1) * (x w2), normalized, times w3."""
+
+  config: EvaConfig
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[B, N, width] -> [B, N, width]."""
+    c = self.config
+
+    def dense(name, features, axes):
+      return layers.Dense(
+        features, axes, use_bias=True, dtype=c.dtype, name=name
+      )
+
+    gate = dense('w1', c.mlp_dim, ('embed', 'mlp'))(x)
+    hidden = nn.silu(gate) * dense('w2', c.mlp_dim, ('embed', 'mlp'))(x)
+    hidden = layers.LayerNorm(1e-5, c.dtype, name='ffn_ln')(hidden)
+    return dense('w3', c.width, ('mlp', 'embed'))(hidden)
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then x + SwiGLU(norm(x)): the body of the scan."""
+
+  config: EvaConfig
+  deterministic: bool
+
+  @nn.compact
+  def __call__(
+    self, x: Array, rate: Array, cosines: Array, sines: Array
+  ) -> tuple[Array, None]:
+    """[B, N, width], scalar drop path rate, rotary tables -> ([...], None)."""
+    c = self.config
+
+    def drop(branch):
+      if self.deterministic or not c.drop_path_rate:
+        return branch
+      return drop_path(branch, rate, self.make_rng('dropout'))
+
+    y = layers.LayerNorm(dtype=c.dtype, name='norm1')(x)
+    x = x + drop(Attention(c, name='attention')(y, cosines, sines))
+    y = layers.LayerNorm(dtype=c.dtype, name='norm2')(x)
+    x = x + drop(SwiGlu(c, name='mlp')(y))
+    return x, None
+
+
+class Eva(nn.Module):
+  """The encoder.
+
+  Parameters: `patch_embed/{kernel [patch * patch * 3, width], bias}`,
+  `class_token`, `positions` (of the class token, then the grid row by row),
+  `blocks/...` with the blocks stacked on axis 0, and `ln_post`.
+  """
+
+  config: EvaConfig
+
+  @nn.compact
+  def __call__(self, image: Array, deterministic: bool = True) -> Array:
+    """Features of the patches.
+
+    Args:
+      image: [B, H, W, 3] normalized pixels; what is left of a patch at the
+        bottom and right is cropped.
+      deterministic: no drop path; else an rng named 'dropout' is needed.
+
+    Returns:
+      [B, H // patch_size, W // patch_size, width]; the class token stays
+      inside.
+    """
+    c = self.config
+    x = layers.Dense(
+      c.width,
+      ('unsharded', 'embed'),
+      use_bias=True,
+      dtype=c.dtype,
+      name='patch_embed',
+    )(patches(image, c.patch_size))
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height * width, c.width)
+
+    def param(name, axes, shape):
+      boxed = nn.with_logical_partitioning(POSITION_INIT, axes)
+      return jnp.asarray(self.param(name, boxed, shape))
+
+    class_token = param('class_token', ('embed',), (c.width,))
+    positions = param(
+      'positions', ('length', 'embed'), (1 + c.position_grid**2, c.width)
+    )
+    first = jnp.asarray(class_token + positions[0], c.dtype)[None, None]
+    first = jnp.broadcast_to(first, (batch, 1, c.width))
+    # Reference: the research code takes the grid to be square.
+    grid = resize_positions(positions[1:], c.position_grid, height, width)
+    x = x + jnp.asarray(grid, c.dtype)[None]
+    x = jnp.concatenate([first, x], axis=1)
+
+    cosines, sines = rotary_tables(height, width, c.width // c.num_heads)
+    # The class token has no place: its angle is 0.
+    cosines = np.pad(cosines, ((1, 0), (0, 0)), constant_values=1)
+    sines = np.pad(sines, ((1, 0), (0, 0)))
+    # Reference: divides by depth - 1, so that one block is an error there.
+    rates = c.drop_path_rate * np.arange(c.depth) / max(c.depth - 1, 1)
+    blocks = nn.scan(
+      Block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=typing.cast(typing.Any, (0, nn.broadcast, nn.broadcast)),
+      length=c.depth,
+      unroll=min(c.scan_unroll, c.depth),
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(c, deterministic, name='blocks')
+    tables = (jnp.asarray(t, c.dtype) for t in (cosines, sines))
+    x, _ = blocks(x, jnp.asarray(rates, jnp.float32), *tables)
+    if c.final_norm:
+      x = layers.LayerNorm(dtype=c.dtype, name='ln_post')(x)
+    return x[:, 1:].reshape(batch, height, width, c.width)
+
+
+def resize_positions(table: Array, side: int, height: int, width: int) -> Array:
+  """A table of positions, bicubically resized to another grid.
+
+  Args:
+    table: [side * side, width of the features].
+    side: of the table, patches.
+    height: of the grid, patches.
+    width: of the grid, patches.
+
+  Returns: [height * width, width of the features].
+  """
+  if (height, width) == (side, side):
+    return table
+  features = table.shape[-1]
+  table = table.reshape(side, side, features)
+  # Antialiased where it shrinks, as in JAX by default; PyTorch's is not.
+  table = jax.image.resize(table, (height, width, features), 'bicubic')
+  return table.reshape(height * width, features)

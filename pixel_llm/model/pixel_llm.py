@@ -1,0 +1,262 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""PixelLLM: image encoders, location prompts, T5 and a point for every word.
+
+Source: "Pixel Aligned Language Models", arXiv 2312.09237, section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pixel_llm import batch as batch_lib
+from pixel_llm.model import eva as eva_lib
+from pixel_llm.model import prompt as prompt_lib
+from pixel_llm.model import regression as regression_lib
+from pixel_llm.model import sam as sam_lib
+from pixel_llm.model import t5 as t5_lib
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The parts of the network; an absent part is None.
+
+  Attributes:
+    eva: semantic image encoder.
+    sam: localization image encoder; at least one encoder is present.
+    prompt: location prompt encoder.
+    extractor: prompt feature extractor.
+    t5: language model.
+    regression: per-token regression head.
+  """
+
+  eva: eva_lib.EvaConfig | None = dataclasses.field(
+    default_factory=eva_lib.EvaConfig
+  )
+  sam: sam_lib.SamConfig | None = dataclasses.field(
+    default_factory=sam_lib.SamConfig
+  )
+  prompt: prompt_lib.PromptConfig = dataclasses.field(
+    default_factory=prompt_lib.PromptConfig
+  )
+  extractor: prompt_lib.ExtractorConfig = dataclasses.field(
+    default_factory=prompt_lib.ExtractorConfig
+  )
+  t5: t5_lib.T5Config = dataclasses.field(default_factory=t5_lib.T5Config)
+  regression: regression_lib.RegressionConfig = dataclasses.field(
+    default_factory=regression_lib.RegressionConfig
+  )
+
+  def __post_init__(self):
+    if self.eva is None and self.sam is None:
+      raise ValueError('model: eva and sam are both None; one must be there.')
+
+
+def normalize(image: Array, image_size: Array, mean, std) -> Array:
+  """Pixels to what an encoder was trained on; the padding becomes 0.
+
+  Args:
+    image: [B, H, W, 3] uint8.
+    image_size: [B, 2] int32 valid (height, width).
+    mean: three numbers, in 0..255.
+    std: three numbers, in 0..255.
+
+  Returns: [B, H, W, 3] float32.
+  """
+  mean = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
+  std = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, 3)
+  pixels = (jnp.asarray(image, jnp.float32) - mean) / std
+  _, height, width, _ = image.shape
+  rows = jnp.arange(height)[None, :] < image_size[:, :1]
+  columns = jnp.arange(width)[None, :] < image_size[:, 1:]
+  valid = rows[:, :, None, None] & columns[:, None, :, None]
+  return jnp.where(valid, pixels, 0.0)
+
+
+class PixelLLM(nn.Module):
+  """The network.
+
+  `__call__` is teacher forcing for training; `encode_image`, `embed_regions`,
+  `encode` and `decode_step` are its parts for decoding: an image is encoded
+  once for any number of regions, a region's prompt once for all its tokens,
+  and the points come out of the same pass as the words.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    self.eva = eva_lib.Eva(c.eva) if c.eva is not None else None
+    self.sam = sam_lib.Sam(c.sam) if c.sam is not None else None
+    self.prompt_encoder = prompt_lib.LocationPromptEncoder(c.prompt)
+    self.extractor = prompt_lib.PromptFeatureExtractor(c.extractor)
+    self.projection = prompt_lib.Projection(c.t5.emb_dim)
+    self.t5 = t5_lib.T5(c.t5)
+    self.regression = regression_lib.RegressionHead(c.regression)
+
+  def encode_image(
+    self, image: Array, image_size: Array, deterministic: bool = True
+  ) -> Array:
+    """Features of both encoders, concatenated on the finer grid.
+
+    Args:
+      image: [B, H, W, 3] uint8, padded bottom and right.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      deterministic: no drop path.
+
+    Returns: [B, h, w, channels].
+    Source: paper section 3.1; the smaller grid is resized to the larger.
+    """
+    c = self.config
+    maps = []
+    if c.eva is not None and self.eva is not None:
+      pixels = normalize(image, image_size, c.eva.mean, c.eva.std)
+      maps.append(self.eva(pixels, deterministic))
+    if c.sam is not None and self.sam is not None:
+      pixels = normalize(image, image_size, c.sam.mean, c.sam.std)
+      maps.append(self.sam(pixels, deterministic))
+    height = max(m.shape[1] for m in maps)
+    width = max(m.shape[2] for m in maps)
+    maps = [
+      m
+      if m.shape[1:3] == (height, width)
+      else jax.image.resize(
+        m, (m.shape[0], height, width, m.shape[3]), 'bilinear'
+      )
+      for m in maps
+    ]
+    return jnp.concatenate(maps, axis=-1)
+
+  def embed_regions(
+    self,
+    features: Array,
+    prompt_boxes: Array,
+    image_size: Array,
+    canvas: tuple[int, int],
+  ) -> Array:
+    """Visual tokens of each prompt.
+
+    Args:
+      features: [B, h, w, channels] from `encode_image`.
+      prompt_boxes: [B, R, 4] xyxy, normalized to the valid image.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      canvas: (height, width) of the padded input, pixels.
+
+    Returns: [B, R, queries, T5 width].
+    Source: paper section 3.2.
+    """
+    size = jnp.asarray(image_size[:, ::-1], jnp.float32)  # (width, height)
+    scale = jnp.concatenate([size, size], axis=-1)[:, None, :]
+    prompts = self.prompt_encoder.boxes(prompt_boxes * scale, canvas)
+    positions = self.prompt_encoder.positions(*features.shape[1:3])
+    return self.projection(self.extractor(features, positions, prompts))
+
+  def encode(
+    self,
+    features: Array,
+    prompt_boxes: Array,
+    image_size: Array,
+    encoder_input_tokens: Array,
+    canvas: tuple[int, int],
+    deterministic: bool = True,
+  ) -> tuple[Array, Array]:
+    """T5's encoder over [visual tokens, text prompt] of every region.
+
+    Returns: [B * R, S, width] and its validity [B * R, S] bool.
+    """
+    visual = self.embed_regions(features, prompt_boxes, image_size, canvas)
+    b, r, q, d = visual.shape
+    tokens = encoder_input_tokens.reshape(b * r, -1)
+    return self.t5.encode(
+      visual.reshape(b * r, q, d), tokens, deterministic=deterministic
+    )
+
+  def __call__(
+    self,
+    batch: batch_lib.Batch,
+    deterministic: bool = True,
+    features: Array | None = None,
+  ) -> batch_lib.Output:
+    """Teacher forcing: logits, hidden states and points of every token.
+
+    Args:
+      batch: what is asked and answered.
+      deterministic: no dropout, no drop path.
+      features: of the batch's images if they are encoded already.
+    """
+    canvas = batch.image.shape[1:3]
+    if features is None:
+      features = self.encode_image(batch.image, batch.image_size, deterministic)
+    encoded, valid = self.encode(
+      features,
+      batch.prompt_boxes,
+      batch.image_size,
+      batch.encoder_input_tokens,
+      canvas,
+      deterministic,
+    )
+    b, r, length = batch.decoder_target_tokens.shape
+    targets = batch.decoder_target_tokens.reshape(b * r, length)
+    logits, hidden = self.t5.decode(
+      encoded,
+      valid,
+      t5_lib.shift_right(targets),
+      targets,
+      deterministic=deterministic,
+    )
+    points = self.regression(hidden)
+    return batch_lib.Output(
+      logits=logits.reshape(b, r, length, -1),
+      hidden=hidden.reshape(b, r, length, -1),
+      points=points.reshape(b, r, length, *points.shape[-2:]),
+    )
+
+  def start_decoding(
+    self, batch: batch_lib.Batch, length: int, features: Array | None = None
+  ):
+    """Everything that decoding needs once: image, prompts, cross attention.
+
+    Args:
+      batch: what is asked.
+      length: most tokens to write.
+      features: of the batch's images if they are encoded already.
+
+    Returns:
+      (cross-attention keys and values, validity [B * R, S], empty cache).
+    """
+    if features is None:
+      features = self.encode_image(batch.image, batch.image_size)
+    encoded, valid = self.encode(
+      features,
+      batch.prompt_boxes,
+      batch.image_size,
+      batch.encoder_input_tokens,
+      batch.image.shape[1:3],
+    )
+    cross = self.t5.cross_attention_cache(encoded)
+    return cross, valid, self.t5.init_cache(encoded.shape[0], length)
+
+  def decode_step(
+    self, tokens: Array, index: Array, cache, cross, valid: Array
+  ):
+    """One token for every sequence.
+
+    Args:
+      tokens: [N] int32, the previous token.
+      index: scalar int32, its position.
+      cache: self-attention cache.
+      cross: cross-attention keys and values.
+      valid: [N, S] bool, validity of the encoder's output.
+
+    Returns: logits [N, vocab], points [N, P, 2] of the next token, cache.
+    """
+    logits, hidden, cache = self.t5.decode_step(
+      tokens, index, cache, cross, valid
+    )
+    return logits, self.regression(hidden), cache

@@ -1,0 +1,453 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where to look: location prompts, and the visual tokens drawn for each.
+
+`LocationPromptEncoder` turns boxes and points into embeddings;
+`PromptFeatureExtractor` lets learned queries read the image under them, one
+small set of visual tokens per region; `Projection` brings those to the width of
+the language model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pixel_llm.model import layers
+
+Array = jax.Array
+
+FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
+# Rows of `point_embeddings`, in SAM's order; the first two are the labels.
+_MIN_CORNER, _MAX_CORNER = 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """Numbers of `LocationPromptEncoder`.
+
+  Attributes:
+    embed_dim: width of an embedding; even, half sines and half cosines.
+  """
+
+  embed_dim: int = 256
+
+  def __post_init__(self):
+    if self.embed_dim % 2:
+      raise ValueError(
+        f'PromptConfig.embed_dim: expected an even number, got '
+        f'{self.embed_dim}.'
+      )
+
+
+class LocationPromptEncoder(nn.Module):
+  """SAM's prompt encoder, for boxes and points.
+
+  It has no dropout and computes in float32 always: a frequency times a position
+  is an angle of many turns, of which bfloat16 would keep little.
+
+  Source: Segment Anything (arXiv 2304.02643), appendix A, and
+  `segment_anything/modeling/prompt_encoder.py`.
+  Reference: mask prompts are left out, and SAM's "no mask" embedding with them:
+  it is the same vector at every cell, which the bias of the extractor's image
+  projection already expresses.
+  """
+
+  config: PromptConfig
+
+  def setup(self):
+    """Makes the parameters, the same for every method."""
+    width = self.config.embed_dim
+    normal = nn.initializers.normal(1.0)
+
+    def param(name, axes, shape):
+      boxed = nn.with_logical_partitioning(normal, axes)
+      return jnp.asarray(self.param(name, boxed, shape))
+
+    self.frequencies = param(
+      'frequencies', ('unsharded', 'embed'), (2, width // 2)
+    )
+    self.point_embeddings = param(
+      'point_embeddings', ('unsharded', 'embed'), (4, width)
+    )
+    self.not_a_point = param('not_a_point', ('embed',), (width,))
+
+  def boxes(self, boxes_px: Array, image_size_px: tuple[int, int]) -> Array:
+    """Embeds each box as its two corners.
+
+    Args:
+      boxes_px: [..., 4] xyxy, pixels of the padded input.
+      image_size_px: (height, width) of the padded input.
+
+    Returns:
+      [..., 2, embed_dim]: the (min x, min y) corner, then the (max x, max y).
+    """
+    corners = jnp.reshape(boxes_px, (*boxes_px.shape[:-1], 2, 2))
+    kinds = self.point_embeddings[_MIN_CORNER : _MAX_CORNER + 1]
+    embedded = self._locate(corners, image_size_px)
+    return embedded + _lift(kinds, embedded.ndim)
+
+  def points(
+    self, points_px: Array, labels: Array, image_size_px: tuple[int, int]
+  ) -> Array:
+    """Embeds points by their position and label.
+
+    SAM adds one ignored point to a prompt that has no box; here the caller does
+    it, as prompts are batched to a fixed number of points anyway.
+
+    Args:
+      points_px: [..., points, 2] xy, pixels of the padded input.
+      labels: [..., points] int, `FOREGROUND`, `BACKGROUND`, or else ignored.
+      image_size_px: (height, width) of the padded input.
+
+    Returns:
+      [..., points, embed_dim]; an ignored point has no position.
+    """
+    embedded = self._locate(points_px, image_size_px)
+    kind = jnp.asarray(labels)[..., None]
+
+    def row(vector):
+      return _lift(vector, embedded.ndim)
+
+    return jnp.where(
+      kind == FOREGROUND,
+      embedded + row(self.point_embeddings[FOREGROUND]),
+      jnp.where(
+        kind == BACKGROUND,
+        embedded + row(self.point_embeddings[BACKGROUND]),
+        row(self.not_a_point),
+      ),
+    )
+
+  def positions(self, height: int, width: int) -> Array:
+    """[height, width, embed_dim]: the position of every cell of a grid."""
+    y = (jnp.arange(height, dtype=jnp.float32) + 0.5) / height
+    x = (jnp.arange(width, dtype=jnp.float32) + 0.5) / width
+    return self._encode(jnp.stack(jnp.meshgrid(x, y), axis=-1))
+
+  def _locate(self, points_px: Array, image_size_px: tuple[int, int]) -> Array:
+    height, width = image_size_px
+    points_px = jnp.asarray(points_px, jnp.float32)
+    # A coordinate names a pixel; its position is the pixel's centre.
+    size = _lift(jnp.asarray([width, height], jnp.float32), points_px.ndim)
+    return self._encode((points_px + 0.5) / size)
+
+  def _encode(self, points: Array) -> Array:
+    """[..., 2] xy in [0, 1] -> [..., embed_dim]."""
+    # A buffer in SAM: it is never learned, whatever is trained around it.
+    frequencies = jax.lax.stop_gradient(self.frequencies)
+    points = 2 * points - 1
+    # Two products rather than a matrix product, which TPUs round to bfloat16.
+    angle = points[..., :1] * _lift(frequencies[0], points.ndim)
+    angle = angle + points[..., 1:] * _lift(frequencies[1], points.ndim)
+    angle = 2 * jnp.pi * angle
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def _lift(x: Array, ndim: int) -> Array:
+  """Adds leading axes of size 1 up to `ndim`."""
+  return jnp.reshape(x, (1,) * (ndim - x.ndim) + x.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractorConfig:
+  """Numbers of `PromptFeatureExtractor`.
+
+  Attributes:
+    num_queries: visual tokens a region.
+    depth: layers of the two-way transformer.
+    width: of its tokens; attention to and from the image has half of it.
+    num_heads: heads of every attention; divides half the width.
+    mlp_dim: hidden width of the MLP.
+    out_dim: width of a visual token.
+    dtype: compute dtype.
+    scan_unroll: layers a step of the scan.
+  """
+
+  num_queries: int = 32
+  depth: int = 6
+  width: int = 512
+  num_heads: int = 8
+  mlp_dim: int = 2048
+  out_dim: int = 1024
+  dtype: str = 'float32'
+  scan_unroll: int = 1
+
+  def __post_init__(self):
+    if self.depth < 1:
+      raise ValueError(
+        f'ExtractorConfig.depth: expected at least 1, got {self.depth}.'
+      )
+    if self.width % (2 * self.num_heads):
+      raise ValueError(
+        f'ExtractorConfig.width: expected a multiple of 2 * num_heads = '
+        f'{2 * self.num_heads}, got {self.width}.'
+      )
+
+
+class Attention(nn.Module):
+  """Multi-head attention with biases, `inner` wide between its projections."""
+
+  inner: int
+  config: ExtractorConfig
+
+  @nn.compact
+  def __call__(self, query: Array, key: Array, value: Array) -> Array:
+    """Attends `query` to `key`.
+
+    Args:
+      query: [B, R, Q, width]; where its R is 1 and that of `key` is not, it is
+        projected once for all regions.
+      key: [B, R, K, width].
+      value: [B, R, K, width].
+
+    Returns:
+      [B, R, Q, width], with the R of `key`.
+    """
+    config = self.config
+
+    def project(name, x):
+      dense = layers.Dense(
+        self.inner, ('embed', 'joined_kv'), True, config.dtype, name=name
+      )
+      return jnp.reshape(dense(x), (*x.shape[:-1], config.num_heads, -1))
+
+    query = project('query', query)
+    key = project('key', key)
+    value = project('value', value)
+    # Contracting with the size-1 axis instead would have the weights, which are
+    # larger than the query, transposed.
+    query = jnp.broadcast_to(query, (*key.shape[:2], *query.shape[2:]))
+    scale = (self.inner // config.num_heads) ** -0.5
+    y = layers.attention(query, key, value, scale=scale)
+    y = jnp.reshape(y, (*y.shape[:3], self.inner))
+    return layers.Dense(
+      config.width, ('joined_kv', 'embed'), True, config.dtype, name='out'
+    )(y)
+
+
+class TwoWayLayer(nn.Module):
+  """One layer of SAM's two-way transformer, post-norm.
+
+  Attributes:
+    config: the extractor's.
+    first: SAM's first layer: its self-attention sees no positions and replaces
+      the tokens instead of adding to them.
+  """
+
+  config: ExtractorConfig
+  first: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    state: tuple[Array, Array],
+    token_positions: Array,
+    image_positions: Array,
+  ) -> tuple[tuple[Array, Array], None]:
+    """Updates tokens, then the image.
+
+    Args:
+      state: tokens [B, R, T, width] and image [B, R or 1, N, width]; an image
+        that no region has changed yet is passed once.
+      token_positions: [B, R, T, width].
+      image_positions: [1, 1, N, width].
+
+    Returns:
+      The new state, its image with R regions; and None, for `nn.scan`.
+    """
+    config = self.config
+
+    def norm(name, x):
+      return layers.LayerNorm(1e-5, config.dtype, name=name)(x)
+
+    def attend(name, inner, query, key, value):
+      return Attention(inner, config, name=name)(query, key, value)
+
+    tokens, image = state
+    if self.first:
+      tokens = attend('self_attention', config.width, tokens, tokens, tokens)
+    else:
+      placed = tokens + token_positions
+      tokens = tokens + attend(
+        'self_attention', config.width, placed, placed, tokens
+      )
+    tokens = norm('norm1', tokens)
+
+    image_placed = image + image_positions
+    # Regions that share the image are so many more queries to it.
+    query = jnp.reshape(
+      tokens + token_positions, (*image.shape[:2], -1, config.width)
+    )
+    read = attend(
+      'token_to_image', config.width // 2, query, image_placed, image
+    )
+    tokens = tokens + jnp.reshape(read, tokens.shape)
+    tokens = norm('norm2', tokens)
+
+    hidden = layers.Dense(
+      config.mlp_dim, ('embed', 'mlp'), True, config.dtype, name='mlp_in'
+    )(tokens)
+    tokens = tokens + layers.Dense(
+      config.width, ('mlp', 'embed'), True, config.dtype, name='mlp_out'
+    )(nn.relu(hidden))
+    tokens = norm('norm3', tokens)
+
+    image = image + attend(
+      'image_to_token',
+      config.width // 2,
+      image_placed,
+      tokens + token_positions,
+      tokens,
+    )
+    return (tokens, norm('norm4', image)), None
+
+
+class PromptFeatureExtractor(nn.Module):
+  """Learned queries that read the image at a prompt.
+
+  Queries and prompt tokens attend to the image and the image to them, through
+  SAM's two-way transformer; each query then has a linear layer of its own. A
+  region never sees another.
+
+  Source: PixelLLM (arXiv 2312.09237); scenic pixel_llm,
+  `modeling/prompt_adapter.py`; `segment_anything/modeling/transformer.py`.
+  Reference: the research code also computes an output per image cell, whose
+  parameters it keeps although their gradient is zero: left out. It adds its
+  projected "no mask" embedding, a constant, to every cell: the bias of
+  `image_projection` stands for the sum. It leaves the projections of prompts
+  and positions out where widths agree; here they are always there.
+  """
+
+  config: ExtractorConfig
+
+  @nn.compact
+  def __call__(
+    self, features: Array, feature_positions: Array, prompts: Array
+  ) -> Array:
+    """Draws the visual tokens of every region.
+
+    Args:
+      features: [B, h, w, C], the image, shared by its regions.
+      feature_positions: [h, w, E], `LocationPromptEncoder.positions`.
+      prompts: [B, R, T, E], embedded location prompts.
+
+    Returns:
+      [B, R, num_queries, out_dim].
+    """
+    config = self.config
+    batch, regions = prompts.shape[:2]
+    cells = features.shape[1] * features.shape[2]
+
+    def project(name, x):
+      return layers.Dense(
+        config.width, ('unsharded', 'embed'), True, config.dtype, name=name
+      )(x)
+
+    # One image for all regions, [B, 1, N, width], until the first layer writes
+    # into it: its projections there cost no more for many regions than for one.
+    image = project('image_projection', features)
+    image = jnp.reshape(image, (batch, 1, cells, config.width))
+    image_positions = project('position_projection', feature_positions)
+    image_positions = jnp.reshape(image_positions, (1, 1, cells, config.width))
+
+    queries = self.param(
+      'queries',
+      nn.with_logical_partitioning(
+        nn.initializers.normal(1.0), ('unsharded', 'embed')
+      ),
+      (config.num_queries, config.width),
+    )
+    queries = jnp.broadcast_to(
+      _lift(jnp.asarray(queries, config.dtype), 4),
+      (batch, regions, config.num_queries, config.width),
+    )
+    tokens = jnp.concatenate(
+      [queries, project('prompt_projection', prompts)], axis=2
+    )
+
+    token_positions = tokens
+    state = (tokens, image)
+    # The first layer stands outside the scan: it differs, and its image has no
+    # regions yet.
+    state, _ = TwoWayLayer(config, first=True, name='first_layer')(
+      state, token_positions, image_positions
+    )
+    if config.depth > 1:
+      scanned = nn.scan(
+        TwoWayLayer,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=typing.cast(Any, nn.broadcast),
+        length=config.depth - 1,
+        unroll=config.scan_unroll,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+      )
+      state, _ = scanned(config, name='layers')(
+        state, token_positions, image_positions
+      )
+    tokens, image = state
+
+    # Tokens no longer meet: those of the prompt have done their work.
+    tokens = tokens[:, :, : config.num_queries]
+    tokens = tokens + Attention(
+      config.width // 2, config, name='final_attention'
+    )(tokens + queries, image + image_positions, image)
+    tokens = layers.LayerNorm(1e-5, config.dtype, name='final_norm')(tokens)
+    return QueryDense(config.out_dim, config.dtype, name='heads')(tokens)
+
+
+class QueryDense(nn.Module):
+  """A linear layer for each query, as one product."""
+
+  features: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[B, R, queries, width] -> [B, R, queries, features]."""
+    queries, width = x.shape[2:]
+    init = nn.initializers.variance_scaling(
+      1.0, 'fan_in', 'normal', batch_axis=(0,)
+    )
+    kernel = self.param(
+      'kernel',
+      nn.with_logical_partitioning(init, ('unsharded', 'embed', 'mlp')),
+      (queries, width, self.features),
+    )
+    bias = self.param(
+      'bias',
+      nn.with_logical_partitioning(nn.initializers.zeros, ('unsharded', 'mlp')),
+      (queries, self.features),
+    )
+    kernel, bias = (jnp.asarray(p, self.dtype) for p in (kernel, bias))
+    y = jnp.einsum('brqd,qdo->brqo', jnp.asarray(x, self.dtype), kernel)
+    return y + _lift(bias, 4)
+
+
+class Projection(nn.Module):
+  """Linear layer and LayerNorm to the width of the language model.
+
+  Source: scenic pixel_llm, `modeling/layers.py:LinearProjectLayers`.
+  """
+
+  width: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[..., in] -> [..., width]."""
+    x = layers.Dense(
+      self.width,
+      ('mlp', 'embed'),
+      True,
+      self.dtype,
+      kernel_init=nn.initializers.normal(0.02),
+      name='dense',
+    )(x)
+    return layers.LayerNorm(1e-5, self.dtype, name='norm')(x)

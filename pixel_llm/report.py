@@ -1,0 +1,313 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run: one HTML file with metrics, curves and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import html as escaping
+import itertools
+import math
+import operator
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pixel_llm import files, pictures
+from pixel_llm.prediction import Prediction
+
+Target = tuple[str, float]
+
+# 24 pictures of this size stay well below 3 MB.
+_IMAGE_SIDE = 448
+# A chart is 340 pixels wide: more points than this cannot be told apart.
+_CURVE_POINTS = 340
+# `narrate/point_l1_center` is shown beside `narrate/point_l1`.
+_BASELINES = ('baseline', 'center', 'whole_image', 'most_frequent')
+_COMPARE = {
+  '<=': operator.le,
+  '<': operator.lt,
+  '>=': operator.ge,
+  '>': operator.gt,
+}
+
+_STYLE = """
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--rule); }
+thead th { font-weight: 500; font-size: .82rem; color: var(--soft); }
+tbody th { font-weight: 400; }
+th.number, td.number { text-align: right; }
+td.number, .pass, .miss { white-space: nowrap; }
+td.value { font-weight: 600; }
+td.soft { color: var(--soft); }
+.pass { color: #15803d; } .miss { color: #c2261c; }
+@media (prefers-color-scheme: dark) { .pass { color: #4ade80; }
+  .miss { color: #ff8a80; } }
+.curves, .gallery { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
+.gallery.pairs { grid-template-columns:
+  repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); }
+.gallery .picture { align-content: start; }
+.chart { margin: 0; font-size: .85rem; }
+.chart svg { display: block; width: 100%; overflow: visible; }
+.chart text { font-size: 10px; fill: var(--soft); }
+.chart .grid { stroke: var(--rule); }
+.chart .curve { fill: none; stroke: #3b82f6; stroke-width: 1.6;
+  stroke-linejoin: round; }
+.chart .at { fill: #3b82f6; stroke: var(--paper); stroke-width: 1.5;
+  visibility: hidden; }
+.chart output { color: var(--soft); float: right; }
+pre { margin: 0; white-space: pre-wrap; font-size: .82rem; }
+summary { color: var(--soft); cursor: pointer; }
+"""
+
+_SCRIPT = """
+for (const chart of document.querySelectorAll('.chart')) {
+  const svg = chart.querySelector('svg');
+  const dot = chart.querySelector('.at');
+  const output = chart.querySelector('output');
+  const last = output.textContent;
+  const rows = svg.dataset.points.split(';').map(row => row.split(','));
+  svg.addEventListener('pointermove', event => {
+    const x = new DOMPoint(event.clientX, event.clientY)
+      .matrixTransform(svg.getScreenCTM().inverse()).x;
+    let best = rows[0];
+    for (const row of rows)
+      if (Math.abs(row[0] - x) < Math.abs(best[0] - x)) best = row;
+    dot.setAttribute('cx', best[0]);
+    dot.setAttribute('cy', best[1]);
+    dot.style.visibility = 'visible';
+    output.textContent = `step ${best[2]}: ${best[3]}`;
+  });
+  svg.addEventListener('pointerleave', () => {
+    dot.style.visibility = 'hidden';
+    output.textContent = last;
+  });
+}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A gallery of the report.
+
+  Attributes:
+    title: its headline.
+    items: (image [H, W, 3] uint8 RGB, answer, ground truth or None) each.
+  """
+
+  title: str
+  items: Sequence[tuple[np.ndarray, Prediction, Prediction | None]]
+
+
+def write_report(
+  path: str | os.PathLike[str],
+  title: str,
+  metrics: Mapping[str, float],
+  targets: Mapping[str, Target] | None = None,
+  sections: Sequence[Section] = (),
+  curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+  facts: Mapping[str, str] | None = None,
+) -> None:
+  """Writes the report, whole or not at all.
+
+  Args:
+    path: the HTML file; its folder is made when it does not exist.
+    title: the headline.
+    metrics: name -> value. A name that is another's with `_baseline`,
+      `_center`, `_whole_image` or `_most_frequent` behind it is shown beside
+      that one.
+    targets: metric name -> what it must reach, ('<=', 0.06) for example; the
+      operators are <=, <, >= and >.
+    sections: pictures, in order.
+    curves: name -> (step, value) in order of step; values that are not finite
+      are left out.
+    facts: what else there is to know of the run (config, seconds, machine);
+      a value of several lines is folded.
+
+  Raises:
+    ValueError: an unknown operator in `targets`, or predictions of a section
+      that do not fit (see `pictures.figure`).
+    OSError: the file cannot be written; nothing is left of it then.
+  """
+  parts = [_metrics_table(metrics, targets or {})]
+  charts = [_chart(name, rows) for name, rows in (curves or {}).items()]
+  if any(charts):
+    parts.append(
+      _part('Training', f'<div class="curves">{"".join(charts)}</div>')
+    )
+  numbers = itertools.count()
+  for section in sections:
+    figures = [
+      pictures.figure(
+        image,
+        [prediction],
+        [truth] if truth else None,
+        name=f'image-{next(numbers)}',
+        max_side=_IMAGE_SIDE,
+      )
+      for image, prediction, truth in section.items
+    ]
+    pairs = any(t and p.kind == 'narrate' for _, p, t in section.items)
+    kind = 'gallery pairs' if pairs else 'gallery'
+    parts.append(
+      _part(section.title, f'<div class="{kind}">\n{"".join(figures)}</div>')
+    )
+  if facts:
+    parts.append(_facts(facts))
+  page = pictures.page(title, '\n'.join(parts), _STYLE, _SCRIPT)
+  files.write(path, page)
+
+
+def _text(text: str) -> str:
+  return escaping.escape(text, quote=True)
+
+
+def _part(title: str, body: str) -> str:
+  return f'<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>\n'
+
+
+def _metrics_table(
+  metrics: Mapping[str, float], targets: Mapping[str, Target]
+) -> str:
+  baselines: dict[str, list[str]] = {}
+  for name in metrics:
+    for ending in _BASELINES:
+      of = name.removesuffix(f'_{ending}')
+      if of != name and of in metrics and name not in targets:
+        baselines.setdefault(of, []).append(ending)
+  beside = {f'{of}_{e}' for of, endings in baselines.items() for e in endings}
+  rows = []
+  for name in dict.fromkeys([*metrics, *targets]):
+    if name in beside:
+      continue
+    value = metrics.get(name)
+    others = '<br>'.join(
+      f'{_number(metrics[f"{name}_{ending}"])}'
+      + (f' ({ending.replace("_", " ")})' if ending != 'baseline' else '')
+      for ending in baselines.get(name, ())
+    )
+    wanted = mark = ''
+    if name in targets:
+      wanted = f'{targets[name][0]} {_number(targets[name][1])}'
+      if _reaches(name, value, targets[name]):
+        mark = '<span class="pass">✓ pass</span>'
+      else:
+        mark = '<span class="miss">✗ miss</span>'
+    shown = 'not measured' if value is None else _number(value)
+    rows.append(
+      f'<tr><th scope="row">{_text(name)}</th>'
+      f'<td class="number value">{shown}</td><td>{_text(wanted)}</td>'
+      f'<td>{mark}</td><td class="soft">{others}</td></tr>\n'
+    )
+  heads = ''.join(
+    f'<th scope="col"{kind}>{head}</th>'
+    for head, kind in (
+      ('metric', ''),
+      ('value', ' class="number"'),
+      ('target', ''),
+      ('', ''),
+      ('trivial baseline', ''),
+    )
+  )
+  return _part(
+    'Metrics',
+    f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n'
+    f'<tbody>\n{"".join(rows)}</tbody>\n</table></div>',
+  )
+
+
+def _reaches(name: str, value: float | None, target: Target) -> bool:
+  """Whether a metric is there and on the right side of its target."""
+  compare, bound = target
+  if compare not in _COMPARE:
+    raise ValueError(
+      f'target of {name}: expected one of {", ".join(_COMPARE)}, got '
+      f'{compare!r}.'
+    )
+  return value is not None and _COMPARE[compare](value, bound)
+
+
+def _number(value: float) -> str:
+  return f'{value:.4g}'
+
+
+def _ticks(low: float, high: float) -> list[float]:
+  """Three to six round numbers that cover [low, high]'s inside."""
+  step = 10 ** math.floor(math.log10((high - low) / 3))
+  step *= max(k for k in (1, 2, 5) if k * step <= (high - low) / 3)
+  first = math.ceil(low / step - 1e-9)
+  last = math.floor(high / step + 1e-9)
+  return [i * step for i in range(first, last + 1)]
+
+
+def _chart(name: str, rows: Sequence[tuple[float, float]]) -> str:
+  """A line chart as SVG, hovered by `_SCRIPT`; '' when nothing is finite."""
+  rows = [(s, v) for s, v in rows if math.isfinite(s) and math.isfinite(v)]
+  if not rows:
+    return ''
+  # From the end, so that the last value is always there.
+  stride = math.ceil(len(rows) / _CURVE_POINTS)
+  rows = rows[::-1][::stride][::-1]
+  left, right, top, bottom = 42.0, 336.0, 8.0, 150.0
+  x_low, x_high = _range([s for s, _ in rows])
+  y_low, y_high = _range([v for _, v in rows])
+
+  def x(step: float) -> float:
+    return left + (right - left) * (step - x_low) / (x_high - x_low)
+
+  def y(value: float) -> float:
+    return bottom - (bottom - top) * (value - y_low) / (y_high - y_low)
+
+  axes = [
+    f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" '
+    f'y2="{y(tick):.1f}"/><text x="{left - 6}" y="{y(tick) + 3.5:.1f}" '
+    f'text-anchor="end">{_number(tick)}</text>\n'
+    for tick in _ticks(y_low, y_high)
+  ]
+  axes += [
+    f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" '
+    f'y2="{bottom + 4}"/><text x="{x(tick):.1f}" y="{bottom + 16}" '
+    f'text-anchor="middle">{_number(tick)}</text>\n'
+    for tick in _ticks(x_low, x_high)
+  ]
+  line = ' '.join(f'{x(s):.1f},{y(v):.1f}' for s, v in rows)
+  points = ';'.join(
+    f'{x(s):.1f},{y(v):.1f},{s:.10g},{_number(v)}' for s, v in rows
+  )
+  step, value = rows[-1]
+  return (
+    f'<figure class="chart"><figcaption>{_text(name)} <output>step '
+    f'{step:.10g}: {_number(value)}</output></figcaption>\n'
+    f'<svg viewBox="0 0 340 170" role="img" aria-label="{_text(name)}" '
+    f'data-points="{points}">\n{"".join(axes)}'
+    # A transparent sheet, so that the whole chart can be hovered.
+    '<rect width="340" height="170" fill="transparent"/>\n'
+    f'<polyline class="curve" points="{line}"/>\n'
+    '<circle class="at" r="4"/>\n</svg></figure>\n'
+  )
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+  low, high = min(values), max(values)
+  if low == high:
+    # A constant still needs an axis.
+    room = abs(low) * 0.1 or 1.0
+    return low - room, high + room
+  return low, high
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+  rows = []
+  for name, value in facts.items():
+    shown = _text(str(value))
+    if '\n' in shown.strip():
+      shown = f'<details><summary>show</summary><pre>{shown}</pre></details>'
+    rows.append(
+      f'<tr><th scope="row">{_text(name)}</th><td>{shown}</td></tr>\n'
+    )
+  return _part('The run', f'<table><tbody>\n{"".join(rows)}</tbody></table>')

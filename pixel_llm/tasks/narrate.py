@@ -1,0 +1,75 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Narrate: a long caption in which every word has its place.
+
+Source: paper section 3.4, pre-training on Localized Narratives.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pixel_llm import alignment
+from pixel_llm import example as example_lib
+from pixel_llm.metrics import captions, objects, points
+from pixel_llm.tasks import task as task_lib
+
+PROMPT = 'A long image caption: '
+
+
+def question(region: example_lib.Region) -> task_lib.Question:
+  """The narrative; a token's place is the trace's box while it was said."""
+
+  def token_boxes(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    boxes, _, weights = alignment.token_places(region, spans, 'text')
+    return boxes, weights
+
+  return task_lib.Question(
+    prompt=PROMPT, answer=region.text, token_boxes=token_boxes
+  )
+
+
+def groups(example: example_lib.Example) -> list[list[int]]:
+  """All narratives of an image answer the one question about it."""
+  return [list(range(len(example.regions)))]
+
+
+def word_points(targets: list, predictions: list) -> dict[str, float]:
+  """Word-point L1 of the read narratives, and of the image's centre."""
+  return {
+    **points.word_point_l1(targets, predictions),
+    **points.word_point_l1_center(targets, predictions),
+  }
+
+
+def caption_scores(targets: list, predictions: list) -> dict[str, float]:
+  """CIDEr-D and BLEU-4 of the written text, and of the baseline caption."""
+  references = [t['texts'] for t in targets]
+  written = [p['text'] for p in predictions]
+  return {
+    **captions.cider_d(references, written),
+    'bleu_4': captions.bleu(references, written)['bleu_4'],
+    **captions.caption_baseline(references, written),
+  }
+
+
+def named_objects(targets: list, predictions: list) -> dict[str, float]:
+  """Precision and recall of the coloured shapes that the text names."""
+  references = [t['texts'] for t in targets]
+  written = [p['text'] for p in predictions]
+  return {
+    **objects.object_precision(references, written),
+    **objects.object_recall(references, written),
+  }
+
+
+NARRATE = task_lib.Task(
+  name='narrate',
+  question=question,
+  word_weight=1.0,
+  point_weight=1.0,
+  generates=True,
+  reads=True,
+  groups=groups,
+  metrics=(word_points, caption_scores),
+)

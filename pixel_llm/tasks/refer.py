@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Refer: an expression -> the box of what it means.
+
+Source: paper section 3.4, referring localization: the expression is both the
+prompt and the decoder's text, and the box is read at its last token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pixel_llm import example as example_lib
+from pixel_llm.metrics import refer as refer_metrics
+from pixel_llm.tasks import task as task_lib
+
+
+def question(region: example_lib.Region) -> task_lib.Question:
+  """The expression; its last token is where the object's corners are."""
+  box = region.box
+
+  def token_boxes(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.zeros((len(spans), 4), np.float32)
+    weights = np.zeros((len(spans),), np.float32)
+    if box is not None and len(spans):
+      boxes[-1], weights[-1] = box, 1
+    return boxes, weights
+
+  return task_lib.Question(
+    prompt=region.text, answer=region.text, token_boxes=token_boxes, box=box
+  )
+
+
+def box_scores(targets: list, predictions: list) -> dict[str, float]:
+  """P@0.5 and mean IoU, and those of the whole image as the answer."""
+  return {
+    **refer_metrics.box_precision(targets, predictions),
+    **refer_metrics.box_precision_baseline(targets, predictions),
+  }
+
+
+# The words are given in the prompt: writing them again teaches nothing.
+REFER = task_lib.Task(
+  name='refer',
+  question=question,
+  word_weight=0.0,
+  point_weight=1.0,
+  generates=False,
+  reads=True,
+  groups=task_lib.each_region,
+  metrics=(box_scores,),
+)

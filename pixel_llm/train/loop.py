@@ -1,0 +1,383 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: restore, iterate, log, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import json
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+from etils import epath
+from flax import linen as nn
+
+from pixel_llm import batch as batch_lib
+from pixel_llm import config as config_lib
+from pixel_llm import files, pictures, sharding
+from pixel_llm import vocabulary as vocabulary_lib
+from pixel_llm.checkpoints import manager as manager_lib
+from pixel_llm.data import datasets, registry
+from pixel_llm.data import loader as loader_lib
+from pixel_llm.model import pixel_llm
+from pixel_llm.train import evaluate, experiment
+from pixel_llm.train import optimizer as optimizer_lib
+from pixel_llm.train import state as state_lib
+from pixel_llm.train import step as step_lib
+
+Log = Callable[[str], None]
+# (step, steps) after every step.
+Progress = Callable[[int, int], None]
+
+VOCABULARY_FILE = 'spiece.model'
+
+
+class Preempted(Exception):
+  """Asked to stop by a signal; the state is saved."""
+
+
+class Trainer:
+  """A run: its network, mesh, optimizer, data and checkpoints.
+
+  Args:
+    config: the experiment.
+    workdir: where everything of the run is written.
+    log: gets a line an event.
+
+  Raises:
+    ConfigError: the config contradicts itself, its data or the workdir.
+  """
+
+  def __init__(
+    self, config: experiment.ExperimentConfig, workdir: str, log: Log = print
+  ):
+    self.config, self.workdir, self._log = config, workdir, log
+    self.mesh = sharding.make_mesh(config.mesh)
+    self._rules = config.mesh.rules()
+    experiment.save(config, workdir)
+    self.vocabulary = prepare_data(config)
+    keep_vocabulary(self.vocabulary, workdir)
+    self.model = pixel_llm.PixelLLM(config.model)
+    shapes = batch_lib.Batch.zeros(
+      batch_lib.BatchSizes(
+        batch=1,
+        image=config.data.image,
+        regions=1,
+        context=2,
+        length=2,
+        points=config.data.points,
+      )
+    )
+    self._init = lambda key: self.model.init(key, shapes)['params']
+    abstract = nn.unbox(jax.eval_shape(self._init, jax.random.key(0)))
+    self._mask = optimizer_lib.trainable_mask(config.optimizer, abstract)
+    self._optimizer = optimizer_lib.make(
+      config.optimizer, config.loop.steps, abstract
+    )
+    self._schedule = optimizer_lib.schedule(config.optimizer, config.loop.steps)
+    self.checkpoints = manager_lib.CheckpointManager(
+      epath.Path(workdir) / 'checkpoints', config.checkpoint
+    )
+    sizes = [
+      (x.size, bool(m))
+      for x, m in zip(jax.tree.leaves(abstract), jax.tree.leaves(self._mask))
+    ]
+    log(
+      f'parameters: {sum(n for n, _ in sizes):,}, of which '
+      f'{sum(n for n, m in sizes if m):,} are trained; mesh '
+      f'{dict(self.mesh.shape)}'
+    )
+
+  def restore_or_create(self) -> state_lib.TrainState:
+    """The newest checkpoint of the workdir, or a fresh state."""
+    latest = self.checkpoints.latest_step()
+    if latest is None:
+      return state_lib.create(
+        self._init,
+        self._optimizer,
+        self._mask,
+        self.mesh,
+        self._rules,
+        jax.random.key(self.config.seed),
+      )
+    metadata = self.checkpoints.metadata(latest)
+    if metadata.get('vocabulary') != self.vocabulary.digest:
+      raise config_lib.ConfigError(
+        f'{self.workdir}: step {latest} was trained with the vocabulary of '
+        f'SHA-256 {metadata.get("vocabulary")}, but {self.vocabulary.path} '
+        f'has {self.vocabulary.digest}.'
+      )
+    abstract = state_lib.abstract(
+      self._init, self._optimizer, self._mask, self.mesh, self._rules
+    )
+    self._log(f'resuming at step {latest}')
+    return self.checkpoints.restore(abstract, latest)
+
+  def restore_params(self) -> tuple[int, Any]:
+    """(step, parameters on the mesh) of the newest checkpoint."""
+    abstract = state_lib.abstract(
+      self._init, self._optimizer, self._mask, self.mesh, self._rules
+    )
+    step = self.checkpoints.latest_step()
+    return step or 0, self.checkpoints.restore_params(abstract.params, step)
+
+  def save(self, step: int, state: state_lib.TrainState) -> None:
+    """A checkpoint of `state`; the data position is the step itself."""
+    self.checkpoints.save(
+      step,
+      state,
+      {
+        'step': step,
+        'vocabulary': self.vocabulary.digest,
+        'seed': self.config.seed,
+      },
+    )
+
+  def train(self, progress: Progress | None = None) -> state_lib.TrainState:
+    """Runs to the last step, from wherever the workdir is.
+
+    A SIGTERM or SIGINT saves first.
+
+    Args:
+      progress: called after every step.
+
+    Raises:
+      Preempted: a signal ended it; everything done so far is saved.
+      FloatingPointError: the loss is not finite.
+    """
+    config, loop = self.config, self.config.loop
+    state = self.restore_or_create()
+    start = int(state.step)
+    if start >= loop.steps:
+      self._log(f'training is complete: step {start} of {loop.steps}')
+      return state
+    streams = {
+      name: loader_lib.Stream(s.mixture, config.data.sizes(s), s.rate)
+      for name, s in config.data.streams.items()
+    }
+    batches = loader_lib.Loader(streams, config.seed).batches(start)
+    step_fn = jax.jit(
+      functools.partial(
+        step_lib.train_step,
+        model=self.model,
+        mask=self._mask,
+        optimizer=self._optimizer,
+        config=config.loss,
+        rng=jax.random.key(config.seed),
+      ),
+      donate_argnums=0,
+    )
+    batch_sharding = sharding.batch_sharding(self.mesh)
+    writer = metric_writers.SummaryWriter(self.workdir)
+    curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
+    stop = _Stop()
+    pending: dict[str, list[Any]] = {}
+    waited, began, saved = 0.0, time.time(), start
+    interval_began, examples = began, 0
+    with (
+      stop,
+      contextlib.closing(batches),
+      jax.set_mesh(self.mesh),
+      nn.logical_axis_rules(self._rules),
+    ):
+      for step in range(start + 1, loop.steps + 1):
+        before = time.time()
+        name, batch = next(batches)
+        waited += time.time() - before
+        examples += batch.image.shape[0] * jax.process_count()
+        state, metrics = step_fn(
+          state, loader_lib.to_device(batch, batch_sharding)
+        )
+        for key, value in metrics.items():
+          pending.setdefault(f'{name}/{key}', []).append(value)
+        last = step == loop.steps or stop.asked
+        if progress:
+          progress(step, loop.steps)
+        if step % loop.log_every == 0 or last:
+          values = {
+            k: float(np.mean(jax.device_get(v))) for k, v in pending.items()
+          }
+          pending.clear()
+          seconds = time.time() - interval_began
+          values['learning_rate'] = float(self._schedule(step - 1))
+          values['examples_per_second'] = examples / seconds
+          values['data_wait'] = waited / seconds
+          waited, interval_began, examples = 0.0, time.time(), 0
+          _check_finite(values, step)
+          writer.write_scalars(step, values)
+          curve.add(step, values)
+          left = (time.time() - began) / (step - start) * (loop.steps - step)
+          self._log(_line(step, loop.steps, values, left))
+        if step % loop.checkpoint_every == 0 or last:
+          self.save(step, state)
+          saved = step
+        if loop.eval_every and step % loop.eval_every == 0 and not last:
+          self.evaluate(state.params, step, writer)
+          interval_began = time.time()
+        if stop.asked:
+          break
+    self.checkpoints.wait()
+    writer.close()
+    if stop.asked and saved < loop.steps:
+      raise Preempted(
+        f'stopped by {stop.asked} at step {saved} of {loop.steps}; the state '
+        'is saved, the same command goes on from there'
+      )
+    return state
+
+  def evaluate(
+    self,
+    params,
+    step: int,
+    writer: metric_writers.MetricWriter | None = None,
+    progress: evaluate.Progress | None = None,
+  ) -> dict[str, evaluate.Result]:
+    """Evaluates; scalars and pictures go to TensorBoard."""
+    evaluator = evaluate.Evaluator(self.config, self.model, self.mesh)
+    results = evaluator.run(params, progress)
+    own = writer or metric_writers.SummaryWriter(self.workdir)
+    for name, result in results.items():
+      own.write_scalars(
+        step, {f'eval/{name}/{k}': v for k, v in result.metrics.items()}
+      )
+      for i, shown in enumerate(result.gallery[:4]):
+        picture = pictures.draw(
+          shown.image, [shown.prediction], [shown.truth]
+        ).convert('RGB')
+        own.write_images(step, {f'eval/{name}/{i}': np.asarray(picture)[None]})
+      self._log(
+        f'step {step} {name}: '
+        + ', '.join(f'{k} {v:.4f}' for k, v in result.metrics.items())
+      )
+    own.flush()
+    return results
+
+
+class Curve:
+  """The logged scalars as JSON, for the report; survives restarts.
+
+  Args:
+    path: the file.
+    start: entries after this step are of a run that was lost; they go.
+  """
+
+  def __init__(self, path: epath.Path, start: int):
+    self._path = path
+    rows = json.loads(path.read_text()) if path.exists() else []
+    self.rows = [r for r in rows if r['step'] <= start]
+
+  def add(self, step: int, values: dict[str, float]) -> None:
+    """Appends and writes, atomically."""
+    self.rows.append({'step': step, **values})
+    files.write(self._path, json.dumps(self.rows))
+
+
+class _Stop:
+  """Turns SIGTERM and SIGINT into a wish that the loop reads."""
+
+  asked: str = ''
+
+  def __enter__(self):
+    self._before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+      try:
+        self._before[number] = signal.signal(number, self._ask)
+      except ValueError:  # Not the main thread: the caller handles signals.
+        pass
+    return self
+
+  def _ask(self, number, _):
+    self.asked = signal.Signals(number).name
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+def prepare_data(
+  config: experiment.ExperimentConfig,
+) -> vocabulary_lib.Vocabulary:
+  """Reads the vocabulary and registers the config's SeqIO tasks.
+
+  Raises:
+    ConfigError: the vocabulary does not fit the model, or a module of
+      `data.modules` can't be imported.
+  """
+  data = config.data
+  vocabulary = vocabulary_lib.Vocabulary(data.vocabulary, data.extra_ids)
+  if vocabulary.size > config.model.t5.vocab_size:
+    raise config_lib.ConfigError(
+      f'config model.t5.vocab_size: the vocabulary {data.vocabulary} has '
+      f'{vocabulary.size} ids, more than the {config.model.t5.vocab_size} '
+      'rows of the embedding.'
+    )
+  registry.use_vocabulary(vocabulary)
+  datasets.register(data.records)
+  for i, module in enumerate(data.modules):
+    try:
+      importlib.import_module(module)
+    except ImportError as e:
+      raise config_lib.ConfigError(
+        f'config data.modules[{i}]: {module!r} cannot be imported: {e}.'
+      ) from e
+  return vocabulary
+
+
+def keep_vocabulary(
+  vocabulary: vocabulary_lib.Vocabulary, workdir: str
+) -> None:
+  """Copies the vocabulary into the workdir, so that it is whole by itself.
+
+  Raises:
+    ConfigError: the workdir has another one.
+  """
+  kept = epath.Path(workdir) / VOCABULARY_FILE
+  if kept.exists():
+    other = vocabulary_lib.Vocabulary(str(kept), vocabulary.extra_ids)
+    if other.digest != vocabulary.digest:
+      raise config_lib.ConfigError(
+        f'config data.vocabulary: {vocabulary.path} (SHA-256 '
+        f'{vocabulary.digest[:12]}) is not the vocabulary that {workdir} was '
+        f'trained with (SHA-256 {other.digest[:12]}).'
+      )
+    return
+  files.write(kept, epath.Path(vocabulary.path).read_bytes())
+
+
+def _check_finite(values: dict[str, float], step: int) -> None:
+  bad = [k for k, v in values.items() if not np.isfinite(v)]
+  if bad:
+    raise FloatingPointError(
+      f'step {step}: {", ".join(bad)} not finite; the checkpoints before it '
+      'are kept. Lower optimizer.learning_rate, or look at the data.'
+    )
+
+
+def _line(step: int, steps: int, values: dict[str, float], left: float) -> str:
+  losses = ' '.join(
+    f'{k} {v:.3f}'
+    for k, v in values.items()
+    if k.endswith(('word_loss', 'point_l1'))
+  )
+  return (
+    f'step {step}/{steps} {losses} '
+    f'{values["examples_per_second"]:.1f} examples/s, data wait '
+    f'{values["data_wait"]:.0%}, {_clock(left)} left'
+  )
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f'{hours}:{minutes:02}:{seconds:02}'
+    if hours
+    else (f'{minutes}:{seconds:02}')
+  )

@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules, clipping, weight decay and freezing: path regex -> optax.
+
+A parameter's path is its keys joined by '/', such as
+`t5/encoder/layers/mlp/wi_0/kernel`. Every regex here is searched for in the
+path (`re.search`), so `^t5/` anchors and `lora` finds it anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pixel_llm import config as config_lib
+
+# How many known paths an error about a regex lists.
+_LISTED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with linear warm-up and cosine decay.
+
+  Attributes:
+    learning_rate: the peak.
+    warmup_steps: steps of linear warm-up; 0 starts at the peak.
+    final_fraction: the cosine ends at this fraction of the peak.
+    weight_decay: decoupled, scaled by the learning rate as in AdamW.
+    no_decay: regexes of parameters without weight decay; by default norm
+      scales, biases, position tables and token embeddings. They need not match.
+    b1: decay of the mean of gradients.
+    b2: decay of the mean of squared gradients.
+    eps: added to the root of the latter.
+    clip_norm: largest global norm of the trainable gradients; None for any.
+    multipliers: (regex, factor) of the learning rate; the first regex that is
+      found in a path applies, the rest of the parameters have factor 1.
+    freeze: regexes of parameters that are not trained.
+  """
+
+  learning_rate: float = 1e-3
+  warmup_steps: int = 100
+  final_fraction: float = 0.0
+  weight_decay: float = 0.05
+  no_decay: tuple[str, ...] = (r'(^|/)(scale|bias)$', 'position', 'embedding')
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  clip_norm: float | None = 1.0
+  multipliers: tuple[tuple[str, float], ...] = ()
+  freeze: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for name, fits, expected in (
+      ('learning_rate', self.learning_rate > 0, '> 0'),
+      ('warmup_steps', self.warmup_steps >= 0, '>= 0'),
+      ('final_fraction', 0 <= self.final_fraction <= 1, 'in [0, 1]'),
+      ('weight_decay', self.weight_decay >= 0, '>= 0'),
+      ('b1', 0 <= self.b1 < 1, 'in [0, 1)'),
+      ('b2', 0 <= self.b2 < 1, 'in [0, 1)'),
+      ('eps', self.eps > 0, '> 0'),
+      (
+        'clip_norm',
+        self.clip_norm is None or self.clip_norm > 0,
+        '> 0, or None for no clipping',
+      ),
+    ):
+      if not fits:
+        raise ValueError(
+          f'{name}: expected {expected}, got {getattr(self, name)!r}.'
+        )
+    for name, regexes in (
+      ('no_decay', self.no_decay),
+      ('multipliers', tuple(regex for regex, _ in self.multipliers)),
+      ('freeze', self.freeze),
+    ):
+      for regex in regexes:
+        try:
+          re.compile(regex)
+        except re.error as e:
+          raise ValueError(f'{name}: {regex!r} is no regex: {e}.') from e
+
+
+def schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
+  """The learning rate as a function of the step, counted from 0.
+
+  Linear from `1 / warmup_steps` of the peak at step 0 to the peak at step
+  `warmup_steps - 1`, then half a cosine from the peak at `warmup_steps` to
+  `final_fraction` of it at `steps` (one past the last step, so that no step is
+  taken at rate 0).
+
+  Args:
+    config: peak, warm-up and floor.
+    steps: of the whole training; not more than the warm-up gives warm-up only.
+
+  Returns:
+    step (int scalar, may be traced) -> float32 scalar.
+  """
+  warmup = config.warmup_steps
+
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    # Reference: the research code's first step has rate 0 and so does nothing.
+    rising = (step + 1) / max(warmup, 1)
+    done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
+    falling = config.final_fraction + (1 - config.final_fraction) * cosine
+    return config.learning_rate * jnp.where(step < warmup, rising, falling)
+
+  return rate
+
+
+def make(
+  config: OptimizerConfig, steps: int, params: Any
+) -> optax.GradientTransformation:
+  """The optimizer of the trainable part of `params`.
+
+  Clipping sees the trainable gradients only. Multipliers scale the whole
+  update, weight decay included, as a learning rate of its own would.
+
+  Args:
+    config: the numbers.
+    steps: of the whole training.
+    params: the full tree, abstract or not; read for its paths only.
+
+  Returns:
+    A transformation over the trainable tree that `state.split` gives.
+
+  Raises:
+    ConfigError: a regex of `freeze` or `multipliers` matches nothing.
+  """
+  mask = trainable_mask(config, params)
+  trainable = [p for p, keep in _leaves(mask) if keep]
+  for i, (regex, _) in enumerate(config.multipliers):
+    _check_matches(f'multipliers[{i}]', regex, trainable, 'trainable parameter')
+
+  def decays(tree):
+    return _map_paths(
+      lambda path: not any(re.search(r, path) for r in config.no_decay), tree
+    )
+
+  def factor(path):
+    for regex, value in config.multipliers:
+      if re.search(regex, path):
+        return value
+    return 1.0
+
+  def scaled(updates, params):
+    del params
+    return jax.tree.map(
+      lambda u, f: u * f, updates, _map_paths(factor, updates)
+    )
+
+  parts = [
+    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    optax.add_decayed_weights(config.weight_decay, mask=decays),
+    optax.stateless(scaled),
+    optax.scale_by_learning_rate(schedule(config, steps)),
+  ]
+  if config.clip_norm is not None:
+    parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  return optax.chain(*parts)
+
+
+def trainable_mask(config: OptimizerConfig, params: Any) -> Any:
+  """True where a parameter is trained: a bool for each leaf of `params`.
+
+  Args:
+    config: `freeze` holds the regexes.
+    params: the full unboxed tree, abstract or not.
+
+  Raises:
+    ConfigError: a regex matches nothing, or all parameters are frozen.
+  """
+  paths = [path for path, _ in _leaves(params)]
+  for i, regex in enumerate(config.freeze):
+    _check_matches(f'freeze[{i}]', regex, paths, 'parameter')
+  mask = _map_paths(
+    lambda path: not any(re.search(r, path) for r in config.freeze), params
+  )
+  if not any(jax.tree.leaves(mask)):
+    raise config_lib.ConfigError(
+      f'config optimizer.freeze: {config.freeze!r} freezes all '
+      f'{len(paths)} parameters; nothing is left to train.'
+    )
+  return mask
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+  return [(_path(keys), leaf) for keys, leaf in jax.tree.leaves_with_path(tree)]
+
+
+def _map_paths(fn: Callable[[str], Any], tree: Any) -> Any:
+  return jax.tree.map_with_path(lambda keys, _: fn(_path(keys)), tree)
+
+
+def _path(keys: Any) -> str:
+  return jax.tree_util.keystr(keys, simple=True, separator='/')
+
+
+def _check_matches(
+  field: str, regex: str, paths: Sequence[str], what: str
+) -> None:
+  if any(re.search(regex, path) for path in paths):
+    return
+  listed = ', '.join(paths[:_LISTED])
+  more = len(paths) - _LISTED
+  rest = f' and {more} more' if more > 0 else ''
+  raise config_lib.ConfigError(
+    f'config optimizer.{field}: {regex!r} is found in no {what}. Known '
+    f'paths: {listed}{rest}.'
+  )

@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""What training carries from step to step, and its trainable part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+
+from pixel_llm import sharding
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that a step changes.
+
+  Attributes:
+    step: int32 scalar, steps taken.
+    params: the whole tree, frozen parameters included.
+    opt_state: optimizer state of the trainable parameters only.
+  """
+
+  step: Any
+  params: Any
+  opt_state: Any
+
+
+def split(params: Any, mask: Any) -> tuple[Any, Any]:
+  """(trainable, frozen): `params` twice, each with None for the other's leaves.
+
+  None is an empty tree to JAX, so gradients and optimizer state exist for the
+  leaves of the part that is differentiated, and for nothing else.
+
+  Args:
+    params: the whole tree.
+    mask: bool a leaf, True where trainable.
+  """
+  trainable = jax.tree.map(lambda keep, p: p if keep else None, mask, params)
+  frozen = jax.tree.map(lambda keep, p: None if keep else p, mask, params)
+  return trainable, frozen
+
+
+def merge(trainable: Any, frozen: Any) -> Any:
+  """The whole tree from the two that `split` gave."""
+  return jax.tree.map(
+    lambda t, f: f if t is None else t,
+    trainable,
+    frozen,
+    is_leaf=lambda x: x is None,
+  )
+
+
+def abstract(
+  init_fn: Callable[[jax.Array], Any],
+  optimizer: optax.GradientTransformation,
+  mask: Any,
+  mesh: Mesh,
+  rules: Any,
+) -> TrainState:
+  """The state as `ShapeDtypeStruct`s with shardings; nothing is allocated.
+
+  Args:
+    init_fn: key -> params, leaves in `nn.LogicallyPartitioned` boxes.
+    optimizer: of the trainable parameters.
+    mask: bool a leaf of the unboxed params, True where trainable.
+    mesh: where the state lives.
+    rules: logical axis names -> mesh axes.
+
+  Returns:
+    What `create` would give, for restoring a checkpoint into. Optimizer state
+    of a parameter lies as its parameter does; the rest of it and the step are
+    whole on every device.
+  """
+  with _unconstrained():
+    boxed = jax.eval_shape(init_fn, jax.random.key(0))
+    shardings = sharding.state_shardings(boxed, mesh, rules)
+    params = _place(nn.unbox(boxed), shardings)
+  trainable, _ = split(params, mask)
+  whole = sharding.replicated(mesh)
+
+  def like_parameter(leaf, parameter):
+    # A leaf that summarizes its parameter, such as a row mean, has no such
+    # sharding.
+    same = leaf.shape == parameter.shape
+    return _place(leaf, parameter.sharding if same else whole)
+
+  opt_state = optax.tree.map_params(
+    optimizer,
+    like_parameter,
+    jax.eval_shape(optimizer.init, trainable),
+    trainable,
+    transform_non_params=lambda leaf: _place(leaf, whole),
+  )
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+  return TrainState(step=step, params=params, opt_state=opt_state)
+
+
+def create(
+  init_fn: Callable[[jax.Array], Any],
+  optimizer: optax.GradientTransformation,
+  mask: Any,
+  mesh: Mesh,
+  rules: Any,
+  key: jax.Array,
+) -> TrainState:
+  """A fresh state at step 0, sharded from its first moment.
+
+  Args:
+    init_fn: key -> params, leaves in `nn.LogicallyPartitioned` boxes.
+    optimizer: of the trainable parameters.
+    mask: bool a leaf of the unboxed params, True where trainable.
+    mesh: where the state lives.
+    rules: logical axis names -> mesh axes.
+    key: of the random initialization.
+  """
+
+  def init(key):
+    params = nn.unbox(init_fn(key))
+    trainable, _ = split(params, mask)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(trainable),
+    )
+
+  leaves = abstract(init_fn, optimizer, mask, mesh, rules)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, leaves)
+  with _unconstrained():
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def _unconstrained():
+  # Under a caller's mesh and rules Linen would constrain each parameter as it
+  # is unboxed, and refuse a dimension that its mesh axis does not divide; here
+  # `state_shardings` alone decides.
+  return nn.logical_axis_rules(())
+
+
+def _place(tree: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+    tree,
+    shardings,
+  )

@@ -1,0 +1,428 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pixel_llm import sharding
+from pixel_llm.checkpoints import manager as manager_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@struct.dataclass
+class State:
+  step: Any
+  params: Any
+  opt_state: Any
+
+
+def make_state(seed=0, width=16):
+  rng = np.random.default_rng(seed)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape).astype(np.float32))
+
+  params = {
+    'encoder': {'kernel': array(8, width), 'bias': array(width)},
+    'head': {'kernel': array(width, 4).astype(jnp.bfloat16)},
+  }
+  # A hole, as a frozen parameter leaves, in the state of the optimizer.
+  trainable = {'encoder': params['encoder'], 'head': {'kernel': None}}
+  adam = optax.ScaleByAdamState(
+    count=jnp.int32(seed),
+    mu=jax.tree.map(lambda x: x * 0.1, trainable),
+    nu=jax.tree.map(jnp.square, trainable),
+  )
+  return State(
+    step=jnp.int32(seed),
+    params=params,
+    opt_state=(optax.EmptyState(), adam),
+  )
+
+
+def on_mesh(tree, config, devices=None):
+  """The tree with its last axis over `model` where it divides."""
+  mesh = sharding.make_mesh(config, devices)
+
+  def put(x):
+    divides = x.ndim and x.shape[-1] % mesh.shape['model'] == 0
+    axes = (None,) * (x.ndim - 1) + ('model',) if divides else ()
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+  return jax.tree.map(put, tree)
+
+
+def abstract(tree):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    tree,
+  )
+
+
+def assert_same(got, expected):
+  assert jax.tree.structure(got) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+    assert a.dtype == b.dtype
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_round_trip_is_exact_on_any_mesh(tmp_path):
+  state = on_mesh(make_state(7), sharding.MeshConfig(data=2, model=4))
+  with manager_lib.CheckpointManager(tmp_path / 'a' / 'b') as manager:
+    assert manager.latest_step() is None
+    manager.save(7, state, {'seed': 3, 'vocabulary': 'abc'})
+    assert manager.latest_step() == 7
+    assert manager.metadata() == {'seed': 3, 'vocabulary': 'abc'}
+  one = on_mesh(make_state(0), sharding.MeshConfig(), jax.devices()[:1])
+  two = on_mesh(
+    make_state(0), sharding.MeshConfig(data=1, model=2), jax.devices()[2:4]
+  )
+  with manager_lib.CheckpointManager(tmp_path / 'a' / 'b') as manager:
+    for layout in (state, one, two):
+      got = manager.restore(abstract(layout))
+      assert_same(got, state)
+      jax.tree.map(
+        lambda a, b: a.sharding == b.sharding or pytest.fail(), got, layout
+      )
+
+
+def test_special_values_keep_their_bits(tmp_path):
+  values = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)
+  state = dataclasses.replace(make_state(), params={'w': jnp.asarray(values)})
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    manager.save(0, state)
+    got = manager.restore(abstract(state))
+  assert np.asarray(got.params['w']).tobytes() == values.tobytes()
+
+
+def test_keeps_the_last_and_every(tmp_path):
+  config = manager_lib.CheckpointConfig(keep_last=2, keep_every=4)
+  with manager_lib.CheckpointManager(tmp_path, config) as manager:
+    for step in range(1, 8):
+      manager.save(step, make_state(step))
+    assert manager.steps() == [4, 6, 7]
+    with pytest.raises(manager_lib.CheckpointError, match='already saved'):
+      manager.save(7, make_state())
+    wanted = abstract(make_state())
+    assert int(manager.restore(wanted).step) == 7
+    assert int(manager.restore(wanted, 4).step) == 4
+    with pytest.raises(
+      manager_lib.CheckpointError, match='step 5; there are 4, 6, 7'
+    ):
+      manager.restore(wanted, 5)
+  assert sorted(os.listdir(tmp_path)) == ['4', '6', '7']
+
+
+@pytest.mark.parametrize('asynchronous', [True, False])
+def test_save_does_not_see_a_donated_update(tmp_path, asynchronous):
+  state = on_mesh(
+    make_state(1, width=4096), sharding.MeshConfig(data=1, model=8)
+  )
+  expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
+
+  def step(state):
+    return jax.tree.map(lambda x: -x * 3, state)
+
+  step = jax.jit(step, donate_argnums=0)
+  with manager_lib.CheckpointManager(
+    tmp_path, manager_lib.CheckpointConfig(asynchronous=asynchronous)
+  ) as manager:
+    wanted = abstract(state)
+    manager.save(1, state)
+    # On CPU JAX may decline to donate what Orbax still reads; not afterwards.
+    first = step(state)
+    state = step(first)
+    assert all(x.is_deleted() for x in jax.tree.leaves(first))
+    for _ in range(4):
+      state = step(state)
+    jax.block_until_ready(state)
+    assert_same(manager.restore(wanted), expected)
+
+
+def test_params_only_reads_only_params(tmp_path):
+  state = on_mesh(make_state(3), sharding.MeshConfig(data=1, model=8))
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    manager.save(3, state, {'a': 1})
+  shutil.rmtree(tmp_path / '3' / 'train')
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params
+  )
+  with manager_lib.CheckpointManager(tmp_path, read_only=True) as manager:
+    got = manager.restore_params(shapes)
+    assert manager.metadata() == {'a': 1}
+    with pytest.raises(manager_lib.CheckpointError, match="no item 'train'"):
+      manager.restore(abstract(state))
+    half = manager.restore_params(
+      jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes
+      )
+    )
+  assert_same(got, state.params)
+  assert len(got['encoder']['kernel'].devices()) == 1
+  assert_same(
+    half, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+  )
+
+
+def test_read_only_changes_nothing(tmp_path):
+  with pytest.raises(manager_lib.CheckpointError, match='no such directory'):
+    manager_lib.CheckpointManager(tmp_path / 'none', read_only=True)
+  assert not (tmp_path / 'none').exists()
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    manager.save(1, make_state())
+  # As a save that another process has under way.
+  under_way = tmp_path / '2.orbax-checkpoint-tmp'
+  under_way.mkdir()
+  with manager_lib.CheckpointManager(tmp_path, read_only=True) as manager:
+    assert manager.latest_step() == 1
+    manager.restore(abstract(make_state()))
+  assert under_way.exists()
+
+
+def test_nothing_there(tmp_path):
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    for call in (
+      manager.metadata,
+      lambda: manager.restore(abstract(make_state())),
+      lambda: manager.restore_params(abstract(make_state().params)),
+    ):
+      with pytest.raises(
+        manager_lib.CheckpointError, match=f'{tmp_path}: no checkpoint'
+      ):
+        call()
+
+
+def test_tree_that_does_not_fit_lists_both_sides(tmp_path):
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    manager.save(5, make_state())
+    other = make_state(width=8)
+    params = dict(other.params, new={'scale': jnp.ones(2)})
+    del params['head']
+    with pytest.raises(manager_lib.CheckpointError) as error:
+      manager.restore(abstract(dataclasses.replace(other, params=params)))
+    message = str(error.value)
+    assert f'{tmp_path}: params of step 5' in message
+    assert 'Missing in the checkpoint: new/scale.' in message
+    assert 'Unknown to the model: head/kernel.' in message
+    assert (
+      'encoder/kernel: expected (8, 8) float32, got (8, 16) float32' in message
+    )
+    with pytest.raises(
+      manager_lib.CheckpointError, match=r'train of step 5.*opt_state/1/mu/'
+    ):
+      manager.restore(abstract(dataclasses.replace(make_state(), opt_state=())))
+    # The manager is as good as before.
+    assert_same(manager.restore(abstract(make_state())), make_state())
+
+
+def test_dtype_is_part_of_an_exact_restore(tmp_path):
+  state = make_state()
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    manager.save(5, state)
+    state = dataclasses.replace(
+      state, params=jax.tree.map(lambda x: x.astype(jnp.float32), state.params)
+    )
+    with pytest.raises(
+      manager_lib.CheckpointError,
+      match=r'head/kernel: expected \(16, 4\) float32, got .* bfloat16',
+    ):
+      manager.restore(abstract(state))
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    manager.save(1, make_state())
+    manager.save(2, make_state())
+    manager.wait()
+    for file in (tmp_path / '2' / 'params').rglob('d/*'):
+      file.write_bytes(b'garbage')
+    with pytest.raises(
+      manager_lib.CheckpointError, match=f'{tmp_path}: step 2 can not be read'
+    ):
+      manager.restore(abstract(make_state()))
+    assert_same(manager.restore(abstract(make_state()), 1), make_state())
+
+
+@pytest.mark.parametrize('below', ['', 'deeper'])
+def test_file_in_place_of_the_directory(tmp_path, below):
+  path = tmp_path / 'file'
+  path.write_text('')
+  for read_only in (True, False):
+    with pytest.raises(
+      manager_lib.CheckpointError, match=f'{path}.*can not be opened'
+    ):
+      manager_lib.CheckpointManager(path / below, read_only=read_only)
+
+
+@contextlib.contextmanager
+def small_disk(path):
+  """A file system of 1 MB, where one may mount."""
+  path.mkdir()
+  made = (
+    shutil.which('mount')
+    and subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(path)],
+      capture_output=True,
+      check=False,
+    ).returncode
+    == 0
+  )
+  if not made:
+    pytest.skip('may not mount a tmpfs here')
+  try:
+    yield path
+  finally:
+    subprocess.run(['umount', '-l', str(path)], check=True)
+
+
+# TensorStore ends its cancelled writes after Orbax's event loop is gone.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('asynchronous', [True, False])
+def test_full_and_read_only_disk(tmp_path, asynchronous):
+  config = manager_lib.CheckpointConfig(keep_last=1, asynchronous=asynchronous)
+  wanted = abstract(make_state())
+  started = time.monotonic()
+  with small_disk(tmp_path / 'disk') as disk:
+    manager = manager_lib.CheckpointManager(disk, config)
+    manager.save(1, make_state(1))
+    with pytest.raises(
+      manager_lib.CheckpointError, match=f'{disk}.*No space left'
+    ):
+      manager.save(2, make_state(2, width=40_000))
+      manager.latest_step()
+    # The earlier one was to be replaced by that, and is still there.
+    assert manager.steps() == [1]
+    assert_same(manager.restore(wanted), make_state(1))
+    manager.save(3, make_state(3))
+    manager.wait()
+    assert os.listdir(disk) == ['3']
+
+    subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
+    with pytest.raises(
+      manager_lib.CheckpointError, match=f'{disk}.*Read-only file system'
+    ):
+      manager.save(4, make_state(4))
+      manager.wait()
+    with manager_lib.CheckpointManager(disk, read_only=True) as reader:
+      assert_same(reader.restore(wanted), make_state(3))
+    subprocess.run(['mount', '-o', 'remount,rw', str(disk)], check=True)
+    manager.save(5, make_state(5))
+    assert manager.steps() == [5]
+    manager.close()
+    manager.close()
+  assert time.monotonic() - started < 60
+
+
+def test_killed_in_a_save(tmp_path):
+  """kill -9 when the folder of step 2 is there and not yet complete."""
+  source = """
+      import os, signal, sys
+      import jax.numpy as jnp
+      from flax import struct
+      from pixel_llm.checkpoints import manager
+
+      assert 'tensorflow' not in sys.modules
+
+      @struct.dataclass
+      class State:
+        step: int
+        params: dict
+
+      m = manager.CheckpointManager(sys.argv[1])
+      m.save(1, State(jnp.int32(1), {'w': jnp.arange(8.0)}))
+      m.wait()
+      commit = os.rename
+      def rename(a, b, *args, **kwargs):
+        # The last thing that a save does is to name its folder by its step.
+        if os.path.basename(os.fspath(b)) == '2':
+          os.kill(os.getpid(), signal.SIGKILL)
+        commit(a, b, *args, **kwargs)
+      os.rename = rename
+      m.save(2, State(jnp.int32(1), {'w': jnp.ones(8)}))
+      m.wait()
+  """
+  process = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(source), str(tmp_path)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=False,
+  )
+  assert process.returncode == -signal.SIGKILL, process.stderr
+  left = [p for p in os.listdir(tmp_path) if p != '1']
+  assert len(left) == 1 and left[0].startswith('2.'), left
+
+  wanted = {'w': jax.ShapeDtypeStruct((8,), jnp.float32)}
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    assert manager.steps() == [1]
+    np.testing.assert_array_equal(
+      manager.restore_params(wanted)['w'], np.arange(8.0)
+    )
+    manager.save(2, make_state(2))
+    assert manager.steps() == [1, 2]
+  assert sorted(os.listdir(tmp_path)) == ['1', '2']
+
+
+def test_the_error_under_way_is_not_hidden_by_closing(tmp_path, monkeypatch):
+  manager = manager_lib.CheckpointManager(tmp_path)
+
+  def fail():
+    raise OSError('disk')
+
+  with pytest.raises(KeyError), manager:
+    monkeypatch.setattr(manager._opened(), 'wait_until_finished', fail)
+    raise KeyError('the cause')
+
+
+def test_orbax_is_silent(tmp_path):
+  records = []
+
+  class Keep(logging.Handler):
+    def emit(self, record):
+      records.append(record.getMessage())
+
+  logger, handler = logging.getLogger('absl'), Keep()
+  level = logger.level
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  try:
+    with manager_lib.CheckpointManager(tmp_path) as manager:
+      manager.save(1, make_state())
+    logger.info('others are heard')
+  finally:
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+  assert records == ['others are heard']
+
+
+def test_metadata_that_is_no_json_fails_at_once(tmp_path):
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    with pytest.raises(TypeError):
+      manager.save(1, make_state(), {'a': np.float32(1)})
+    assert manager.latest_step() is None
+
+
+@pytest.mark.parametrize('options', [{'keep_last': 0}, {'keep_every': 0}])
+def test_bad_config(options):
+  with pytest.raises(ValueError, match=next(iter(options))):
+    manager_lib.CheckpointConfig(**options)

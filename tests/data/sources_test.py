@@ -1,0 +1,584 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Public formats become regions; bad rows say file, line, field and why."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pathlib
+import pickle
+
+import numpy as np
+import public_formats as formats
+import pytest
+
+from pixel_llm.data.sources import source
+from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
+from pixel_llm.data.sources.refcoco import RefCoco, read_refs
+from pixel_llm.data.sources.visual_genome import VisualGenome
+from pixel_llm.example import Region
+
+
+@pytest.fixture
+def images(tmp_path):
+  names = [f'{i:012d}.jpg' for i in (7, 8, 9)]
+  return formats.write_images(tmp_path / 'images', names)
+
+
+def read_all(src):
+  """Items by image id, and all problems in order."""
+  entries, problems = src.index()
+  items = {}
+  for entry in entries:
+    items[entry.image_id] = src.read(entry)
+    problems += items[entry.image_id].problems
+  return entries, items, problems
+
+
+# Localized Narratives.
+
+
+def narratives(tmp_path, images, rows, name='ln.jsonl'):
+  path = formats.write_lines(tmp_path / name, rows)
+  return LocalizedNarratives([path], images, 'val', None)
+
+
+def test_narrative(tmp_path, images):
+  entries, items, problems = read_all(
+    narratives(tmp_path, images, [formats.narrative()])
+  )
+  assert not problems
+  (entry,) = entries
+  assert entry.image_id == '7'
+  assert os.path.basename(entry.image or '') == '000000000007.jpg'
+  ((row, region),) = items['7'].regions
+  assert (row.line, region.id) == (1, '7/1')
+  said = [region.text[b:e] for b, e in region.spans]
+  assert said == ['In this', 'image', 'a red', 'ring']
+  np.testing.assert_array_equal(region.span_weights, [1, 1, 1, 1])
+  np.testing.assert_allclose(
+    region.span_boxes,
+    [
+      [0.1, 0.2, 0.1, 0.2],
+      [0.1, 0.2, 0.5, 0.2],
+      [0.5, 0.2, 0.5, 0.6],
+      [0.5, 0.6, 1, 0.6],
+    ],
+    atol=1e-6,
+  )
+  np.testing.assert_allclose(
+    region.span_centers,
+    [[0.1, 0.2], [0.3, 0.2], [0.5, 0.4], [1, 0.6]],
+    atol=1e-6,
+  )
+
+
+def test_narratives_are_grouped_by_image(tmp_path, images):
+  rows = [
+    formats.narrative('8', 1),
+    '',
+    formats.narrative('7', 1),
+    formats.narrative('8', 2, caption='Another, with "image_id": "9" in it'),
+  ]
+  entries, items, problems = read_all(narratives(tmp_path, images, rows))
+  assert not problems
+  assert [e.image_id for e in entries] == ['8', '7']
+  assert [r.id for _, r in items['8'].regions] == ['8/1', '8/2']
+  assert [row.line for row, _ in items['8'].regions] == [1, 4]
+
+
+def test_compressed_narratives(tmp_path, images):
+  rows = [formats.narrative(str(i % 3 + 7), i) for i in range(6)]
+  plain = narratives(tmp_path, images, rows)
+  data = (tmp_path / 'ln.jsonl').read_bytes()
+  packed = tmp_path / 'ln.jsonl.gz'
+  packed.write_bytes(gzip.compress(data))
+  _, items, problems = read_all(
+    LocalizedNarratives([str(packed)], images, 'val', None)
+  )
+  assert not problems
+  _, expected, _ = read_all(plain)
+  for image_id, item in expected.items():
+    got = [r for _, r in items[image_id].regions]
+    assert [r.id for r in got] == [r.id for _, r in item.regions]
+  packed.write_bytes(packed.read_bytes()[:-30])
+  with pytest.raises(source.SourceError, match=r'ln\.jsonl\.gz: cannot be'):
+    LocalizedNarratives([str(packed)], images, 'val', None).index()
+
+
+def timed(**changes):
+  """timed_caption whose second utterance is changed."""
+  rows = formats.narrative()['timed_caption']
+  rows[1] = {k: v for k, v in (rows[1] | changes).items() if v is not None}
+  return rows
+
+
+def traced(**changes):
+  rows = formats.narrative()['traces']
+  rows[1][0] = rows[1][0] | changes
+  return rows
+
+
+BAD_NARRATIVES = {
+  'not json': ('{"image_id": "7", "capt', 'not_json', '', '"capt'),
+  'not an object': ('[1, 2]', 'not_an_object', '', 'list [1, 2]'),
+  'no image id': (
+    {'image_id': None},
+    'missing_field',
+    'image_id',
+    'only annotator_id, caption',
+  ),
+  'no annotator': ({'annotator_id': None}, 'missing_field', 'annotator_id', ''),
+  'boolean id': ({'annotator_id': True}, 'not_a_string', 'annotator_id', ''),
+  'no traces': ({'traces': None}, 'missing_field', 'traces', ''),
+  'empty traces': ({'traces': []}, 'no_traces', 'traces', 'list []'),
+  'empty segment': ({'traces': [[]]}, 'no_traces', 'traces', ''),
+  'traces no list': ({'traces': 'none'}, 'not_a_list', 'traces', "str 'none'"),
+  'flat traces': (
+    {'traces': [{'x': 0, 'y': 0, 't': 0}]},
+    'not_a_list',
+    'traces[0]',
+    'dict',
+  ),
+  'trace NaN': (
+    {'traces': traced(x=float('nan'))},
+    'not_finite',
+    'traces[1][0].x',
+    'float nan',
+  ),
+  'trace inf': (
+    {'traces': traced(t=float('inf'))},
+    'not_finite',
+    'traces[1][0].t',
+    'inf',
+  ),
+  'trace huge': (
+    {'traces': traced(t=10**400)},
+    'not_finite',
+    'traces[1][0].t',
+    'int 1000',
+  ),
+  'trace string': (
+    {'traces': traced(y='0.5')},
+    'not_a_number',
+    'traces[1][0].y',
+    "str '0.5'",
+  ),
+  'trace without t': (
+    {'traces': [[{'x': 0, 'y': 0}]]},
+    'missing_field',
+    'traces[0][0].t',
+    'only x, y',
+  ),
+  'point no object': ({'traces': [[3]]}, 'not_an_object', 'traces[0][0]', ''),
+  'empty caption': ({'caption': ' '}, 'empty_caption', 'caption', "str ' '"),
+  'caption number': ({'caption': 3}, 'not_a_string', 'caption', 'int 3'),
+  'caption surrogate': (
+    {'caption': 'a \ud800'},
+    'not_unicode',
+    'caption',
+    r"str 'a \ud800'",
+  ),
+  'captions only': (
+    {'timed_caption': None},
+    'missing_field',
+    'timed_caption',
+    '',
+  ),
+  'no utterances': (
+    {'timed_caption': []},
+    'no_utterances',
+    'timed_caption',
+    '',
+  ),
+  'unsorted': (
+    {'timed_caption': timed(start_time=1.5, end_time=1.6)},
+    'unsorted_times',
+    'timed_caption[2].start_time',
+    '1.0',
+  ),
+  'ends before it starts': (
+    {'timed_caption': timed(end_time=-1)},
+    'unsorted_times',
+    'timed_caption[1].end_time',
+    '-1',
+  ),
+  'time string': (
+    {'timed_caption': timed(start_time='0')},
+    'not_a_number',
+    'timed_caption[1].start_time',
+    "str '0'",
+  ),
+  'time null': (
+    {'timed_caption': [{'utterance': 'a', 'start_time': None, 'end_time': 1}]},
+    'not_a_number',
+    'timed_caption[0].start_time',
+    'NoneType',
+  ),
+  'time NaN': (
+    {'timed_caption': timed(end_time=float('nan'))},
+    'not_finite',
+    'timed_caption[1].end_time',
+    'nan',
+  ),
+  'no utterance': (
+    {'timed_caption': timed(utterance=None)},
+    'missing_field',
+    'timed_caption[1].utterance',
+    'only end_time, start_time',
+  ),
+  'utterance number': (
+    {'timed_caption': timed(utterance=4)},
+    'not_a_string',
+    'timed_caption[1].utterance',
+    'int 4',
+  ),
+  'video': (
+    {'video_id': 'clip', 'actor_narratives': [], 'traces': None},
+    'video_narrative',
+    'actor_narratives',
+    'Video Localized Narratives',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BAD_NARRATIVES)
+def test_bad_narratives(tmp_path, images, name):
+  row, reason, field, found = BAD_NARRATIVES[name]
+  if isinstance(row, dict):
+    row = formats.narrative(**row)
+  rows = [formats.narrative('8'), row, formats.narrative('9')]
+  _, items, problems = read_all(narratives(tmp_path, images, rows))
+  (problem,) = problems
+  assert (problem.reason, problem.row.field) == (reason, field)
+  assert problem.row.line == 2
+  assert found in problem.found
+  message = str(problem)
+  assert message.startswith(f'{tmp_path}/ln.jsonl, line 2')
+  assert 'expected' in message and 'found' in message and '\n' not in message
+  assert sum(len(item.regions) for item in items.values()) == 2
+
+
+def test_invalid_utf8_and_byte_order_mark(tmp_path, images):
+  src = narratives(tmp_path, images, [])
+  good = json.dumps(formats.narrative()).encode()
+  bad = good.replace(b'red ring', b'r\xe9d ring')
+  pathlib.Path(tmp_path / 'ln.jsonl').write_bytes(
+    b'\xef\xbb\xbf' + good + b'\r\n' + bad
+  )
+  _, items, problems = read_all(src)
+  assert [p.reason for p in problems] == ['not_json']
+  assert [r.id for _, r in items['7'].regions] == ['7/1']
+
+
+def test_duplicate_narrative(tmp_path, images):
+  rows = [formats.narrative(), formats.narrative(caption='Again')]
+  _, items, (problem,) = read_all(narratives(tmp_path, images, rows))
+  assert (problem.reason, problem.row.line) == ('duplicate', 2)
+  assert len(items['7'].regions) == 1
+
+
+def test_silent_utterance_has_no_place(tmp_path, images):
+  rows = [formats.narrative(timed_caption=timed(utterance=' '))]
+  _, items, _ = read_all(narratives(tmp_path, images, rows))
+  ((_, region),) = items['7'].regions
+  np.testing.assert_array_equal(region.span_weights, [1, 0, 1, 1])
+  np.testing.assert_array_equal(region.spans[1], [-1, -1])
+
+
+# Image files.
+
+
+@pytest.mark.parametrize(
+  'image_id,name',
+  [
+    ('137576', '000000137576.jpg'),
+    ('137576', 'train2014/COCO_train2014_000000137576.jpg'),
+    ('137576', 'COCO_val2014_000000137576.jpg'),
+    ('1000092795', 'flickr/1000092795.jpg'),
+    ('ADE_val_00000175', 'validation/b/ADE_val_00000175.png'),
+    ('0a1b', '0a1b.webp'),
+    ('12', '12.JPG'),
+  ],
+)
+def test_image_conventions(tmp_path, image_id, name):
+  directory = formats.write_images(tmp_path, [name.replace('JPG', 'jpg')])
+  if name.endswith('JPG'):
+    (tmp_path / '12.jpg').rename(tmp_path / '12.JPG')
+  found, missing = source.Images(directory).find(*source.image_names(image_id))
+  assert found == str(tmp_path / name) and missing == ''
+
+
+def test_image_missing_and_ambiguous(tmp_path):
+  directory = formats.write_images(tmp_path, ['train/1.jpg', 'val/1.jpg'])
+  images = source.Images(directory)
+  found, missing = images.find('2', '000000000002')
+  assert found is None and missing.startswith('none of 2, 000000000002 in')
+  found, missing = images.find('1')
+  assert found is None and '2 files of that name' in missing
+  assert images.find('val/1.jpg')[0] == str(tmp_path / 'val' / '1.jpg')
+
+
+def test_no_image_directory(tmp_path):
+  with pytest.raises(source.SourceError, match=r'nowhere: expected a dir'):
+    source.Images(str(tmp_path / 'nowhere'))
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(source.SourceError, match=r'empty: .* found none'):
+    source.Images(str(tmp_path / 'empty'))
+
+
+# RefCOCO.
+
+
+def refcoco(tmp_path, images, split='train', **files):
+  refs, instances = formats.write_refcoco(tmp_path, **files)
+  return RefCoco([refs], images, split, instances)
+
+
+def test_refcoco(tmp_path, images):
+  entries, items, problems = read_all(refcoco(tmp_path, images))
+  assert not problems
+  assert [e.image_id for e in entries] == ['7']
+  item = items['7']
+  assert item.size == (formats.HEIGHT, formats.WIDTH)
+  regions = [r for _, r in item.regions]
+  assert [r.id for r in regions] == ['1', '2', '4']
+  assert regions[0].text == 'The ring, number 1.'
+  np.testing.assert_allclose(regions[0].box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+  # Reaches over the edge: cut off there.
+  np.testing.assert_allclose(regions[2].box, [0.8, 0, 1, 1], atol=1e-6)
+  entries, _, _ = read_all(refcoco(tmp_path, images, split='val'))
+  assert [e.image_id for e in entries] == ['8']
+
+
+def test_refcoco_numpy_scalars_and_old_protocols(tmp_path, images):
+  ref = formats.reference(np.int64(7), np.int32(70), [np.int64(5)])
+  for protocol in (0, 2, 4):
+    src = refcoco(tmp_path, images)
+    (tmp_path / 'refs(test).p').write_bytes(pickle.dumps([ref], protocol))
+    _, items, problems = read_all(src)
+    assert not problems
+    assert items['7'].regions[0][1].id == '5'
+
+
+def test_refcoco_unknown_split(tmp_path, images):
+  with pytest.raises(
+    source.SourceError, match=r"split 'testA', found only train \(2\), val \(1"
+  ):
+    refcoco(tmp_path, images, split='testA').index()
+
+
+class Malicious:
+  def __reduce__(self):
+    return os.mkdir, ('made-by-pickle',)
+
+
+def test_refcoco_pickle_runs_nothing(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  path = tmp_path / 'refs.p'
+  path.write_bytes(pickle.dumps([Malicious()]))
+  with pytest.raises(source.SourceError, match=r'mkdir is no plain value'):
+    read_refs(str(path))
+  assert not (tmp_path / 'made-by-pickle').exists()
+
+
+@pytest.mark.parametrize(
+  'data', [b'', b'{"json": 1}', pickle.dumps([1, 2])[:-4]]
+)
+def test_refcoco_damaged_pickle(tmp_path, data):
+  (tmp_path / 'refs.p').write_bytes(data)
+  with pytest.raises(source.SourceError, match=r'refs\.p: .*REFER pickle'):
+    read_refs(str(tmp_path / 'refs.p'))
+  with pytest.raises(source.SourceError, match=r'gone\.p: cannot be read'):
+    read_refs(str(tmp_path / 'gone.p'))
+
+
+@pytest.mark.parametrize(
+  'change,reason,field',
+  [
+    ({'ann_id': 99}, 'no_annotation', '[1].ann_id'),
+    ({'image_id': 99}, 'no_image_meta', '[1].image_id'),
+    ({'image_id': 8}, 'wrong_image', 'annotations[0].image_id'),
+    ({'sentences': 'a ring'}, 'not_a_list', '[1].sentences'),
+    (
+      {'sentences': [{'sent_id': 1, 'raw': '  '}]},
+      'empty_text',
+      '[1].sentences[0].raw',
+    ),
+    ({'sentences': [{'sent_id': 1}]}, 'missing_field', '[1].sentences[0].sent'),
+    (
+      {'sentences': [{'sent_id': 3, 'sent': 'a'}]},
+      'duplicate',
+      '[1].sentences[0].sent_id',
+    ),
+  ],
+)
+def test_bad_references(tmp_path, images, change, reason, field):
+  refs = [
+    formats.reference(8, 80, [3]),
+    formats.reference(7, 70, [1]) | change,
+  ]
+  _, items, (problem,) = read_all(refcoco(tmp_path, images, refs=refs))
+  assert (problem.reason, problem.row.field) == (reason, field)
+  assert len(items['8'].regions) == 1
+
+
+@pytest.mark.parametrize(
+  'bbox,reason',
+  [
+    ([0, 0, 0, 9], 'bad_box'),
+    ([90, 0, 9, 9], 'bad_box'),
+    ([0, 0, 9], 'bad_box'),
+    (None, 'not_a_list'),
+    ([0, 0, 9, '9'], 'not_a_number'),
+    ([0, 0, 9, float('nan')], 'not_finite'),
+  ],
+)
+def test_bad_boxes(tmp_path, images, bbox, reason):
+  instances = {
+    'images': [formats.coco_image(7)],
+    'annotations': [{'id': 70, 'image_id': 7, 'bbox': bbox}],
+  }
+  src = refcoco(
+    tmp_path,
+    images,
+    refs=[formats.reference(7, 70, [1])],
+    instances=instances,
+  )
+  _, _, (problem,) = read_all(src)
+  assert problem.reason == reason
+  assert problem.row.file.endswith('instances.json')
+  assert problem.row.field == 'annotations[0].bbox'
+
+
+def test_bad_instances(tmp_path, images):
+  src = refcoco(tmp_path, images, instances={'images': []})
+  with pytest.raises(source.SourceError, match=r"a list 'annotations'"):
+    src.index()
+  (tmp_path / 'instances.json').write_text('{"images": [')
+  with pytest.raises(source.SourceError, match=r'instances\.json: expected J'):
+    src.index()
+  instances = {
+    'images': [formats.coco_image(7, height='40')],
+    'annotations': [{'id': 70, 'image_id': 7, 'bbox': [0, 0, 9, 9]}],
+  }
+  refs = [formats.reference(7, 70, [1])]
+  src = refcoco(tmp_path, images, refs=refs, instances=instances)
+  _, _, (problem,) = read_all(src)
+  assert problem.row.field == 'images[0].height'
+
+
+# Visual Genome.
+
+
+def visual_genome(tmp_path, images, **files):
+  regions, image_data = formats.write_visual_genome(tmp_path, **files)
+  return VisualGenome([regions], images, 'train', image_data)
+
+
+def test_visual_genome(tmp_path, images):
+  entries, items, problems = read_all(visual_genome(tmp_path, images))
+  assert [e.image_id for e in entries] == ['7', '8', '9']
+  regions = [r for _, r in items['7'].regions]
+  assert [(r.id, r.text) for r in regions] == [('1', 'a ring'), ('2', 'a ring')]
+  np.testing.assert_allclose(regions[0].box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+  assert items['7'].size == (formats.HEIGHT, formats.WIDTH)
+  (problem,) = problems  # image 9 is not in image_data.json
+  assert (problem.reason, problem.row.field) == (
+    'no_image_meta',
+    '[2].regions[0]',
+  )
+
+
+def test_visual_genome_folder_from_url(tmp_path):
+  images = formats.write_images(
+    tmp_path / 'vg', ['VG_100K/7.jpg', 'VG_100K_2/7.jpg', 'VG_100K/8.jpg']
+  )
+  entries, _, _ = read_all(visual_genome(tmp_path, images))
+  assert (entries[0].image or '').endswith('/VG_100K/7.jpg')
+
+
+@pytest.mark.parametrize(
+  'change,reason,field',
+  [
+    ({'phrase': ' \n'}, 'empty_phrase', 'phrase'),
+    ({'phrase': None}, 'not_a_string', 'phrase'),
+    ({'width': 0}, 'bad_box', ''),
+    ({'x': '6'}, 'not_a_number', ''),
+    ({'y': float('nan')}, 'not_finite', ''),
+    ({'region_id': 1}, 'duplicate', 'region_id'),
+  ],
+)
+def test_bad_regions(tmp_path, images, change, reason, field):
+  regions = [formats.vg_region(1), formats.vg_region(2) | change]
+  descriptions = [{'id': 7, 'regions': regions}, {'id': 8, 'regions': []}]
+  src = visual_genome(tmp_path, images, descriptions=descriptions)
+  _, items, (problem,) = read_all(src)
+  where = '[0].regions[1]' + ('.' + field if field else '')
+  assert (problem.reason, problem.row.field) == (reason, where)
+  assert len(items['7'].regions) == 1
+
+
+def test_visual_genome_without_id_and_with_bad_meta(tmp_path, images):
+  src = visual_genome(
+    tmp_path,
+    images,
+    descriptions=[{'regions': [formats.vg_region(1)]}, {'id': 8}, 5],
+    image_data=[
+      {'image_id': 7, 'height': 40, 'width': 60},
+      {'image_id': 8, 'height': 40},
+    ],
+  )
+  entries, items, problems = read_all(src)
+  assert [e.image_id for e in entries] == ['7']
+  assert len(items['7'].regions) == 1
+  assert [(p.reason, p.row.field) for p in problems] == [
+    ('missing_field', '[1].width'),
+    ('missing_field', '[1].regions'),
+    ('not_an_object', '[2]'),
+  ]
+
+
+# Arrays larger than memory.
+
+
+@pytest.mark.parametrize('indent', [None, 2])
+def test_read_array_gives_the_bytes_of_each_element(
+  tmp_path, monkeypatch, indent
+):
+  monkeypatch.setattr(source, '_CHUNK', 7)  # every element is cut
+  values = [{'é': 'a "quoted" ] , text', 'n': i * 1.5} for i in range(20)]
+  values += ['日本', 12345, None, [], {'deep': [[1, 2], {'x': '\\'}]}]
+  path = tmp_path / 'a.json'
+  text = json.dumps(values, indent=indent, ensure_ascii=False)
+  path.write_text(text, encoding='utf-8')
+  data = path.read_bytes()
+  pieces = list(source.read_array(str(path)))
+  assert [json.loads(data[o : o + n]) for o, n, _ in pieces] == values
+  assert [v['n'] for _, _, v in pieces[:20]] == [v['n'] for v in values[:20]]
+  path.write_text(' [ ] ')
+  assert list(source.read_array(str(path))) == []
+
+
+@pytest.mark.parametrize(
+  'text', ['', '{"a": 1}', '[{"a": 1}', '[{"a": 1', '[1 2]', '[1, oops]']
+)
+def test_read_array_refuses_what_is_none(tmp_path, text):
+  (tmp_path / 'a.json').write_text(text)
+  with pytest.raises(source.SourceError, match=r'a\.json, byte \d+: expected'):
+    list(source.read_array(str(tmp_path / 'a.json')))
+
+
+def test_row_error_survives_a_process_boundary():
+  row = source.Row('a.jsonl', 3, 'caption')
+  error = source.RowError(row, 'empty_caption', 'a text', '')
+  again = pickle.loads(pickle.dumps(error))
+  assert again.problem == error.problem and str(again) == str(error)
+
+
+def test_regions_hold_no_sentinels(tmp_path, images):
+  _, items, _ = read_all(narratives(tmp_path, images, [formats.narrative()]))
+  ((_, region),) = items['7'].regions
+  assert isinstance(region, Region) and region.box is None

@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pixel_llm.model import layers
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_dense_adds_bias_and_scaled_low_rank_update():
+  module = layers.Dense(
+    4, ('embed', 'mlp'), use_bias=True, lora=layers.LoraConfig(2, 3.0)
+  )
+  x = normal(0, 2, 5, 3)
+  boxed = module.init(jax.random.key(1), x)['params']
+  assert {n: b.names for n, b in boxed.items()} == {
+    'kernel': ('embed', 'mlp'),
+    'lora_a': ('embed', 'lora'),
+    'lora_b': ('lora', 'mlp'),
+    'bias': ('mlp',),
+  }
+  p = {n: normal(i, *b.value.shape) for i, (n, b) in enumerate(boxed.items())}
+  want = np.einsum(
+    'nld,df->nlf', x, p['kernel'] + 3.0 * p['lora_a'] @ p['lora_b']
+  ) + np.asarray(p['bias'])
+  np.testing.assert_allclose(module.apply({'params': p}, x), want, 0, 1e-5)
+
+
+def test_dense_computes_in_its_dtype_on_float32_parameters():
+  module = layers.Dense(4, ('embed', 'mlp'), dtype='bfloat16')
+  x = normal(0, 2, 3)
+  params = module.init(jax.random.key(1), x)
+  assert module.apply(params, x).dtype == jnp.bfloat16
+  assert nn.unbox(params)['params']['kernel'].dtype == jnp.float32
+
+
+def test_lora_projections_are_checked():
+  with pytest.raises(ValueError, match=r"among query.*got \['q'\]"):
+    layers.LoraConfig(projections=('q', 'value'))
+
+
+def test_layer_norm():
+  x = normal(0, 2, 3, 8) * 5 + 3
+  module = layers.LayerNorm(epsilon=1e-5)
+  params = {'scale': normal(1, 8), 'bias': normal(2, 8)}
+  got = module.apply({'params': params}, x)
+  x = np.asarray(x, np.float64)
+  want = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+    x.var(-1, keepdims=True) + 1e-5
+  )
+  want = want * np.asarray(params['scale']) + np.asarray(params['bias'])
+  np.testing.assert_allclose(got, want, 0, 1e-5)
+
+
+def test_attention_weighs_values():
+  query, key, value = (
+    normal(0, 2, 3, 4, 5),
+    normal(1, 2, 6, 4, 5),
+    normal(2, 2, 6, 4, 7),
+  )
+  bias = normal(3, 1, 4, 3, 6)
+  got = layers.attention(query, key, value, bias, scale=0.5)
+  logits = np.einsum('nqhd,nkhd->nhqk', query, key) * 0.5 + np.asarray(bias)
+  weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  want = np.einsum('nhqk,nkhd->nqhd', weights, value)
+  np.testing.assert_allclose(got, want, 0, 1e-5)
+
+
+def test_fully_masked_query_attends_uniformly():
+  query, key, value = normal(0, 1, 2, 5), normal(1, 6, 2, 5), normal(2, 6, 2, 5)
+  bias = jnp.full((1, 1, 6), layers.MASKED)
+  got = layers.attention(query, key, value, bias)
+  np.testing.assert_allclose(got, value.mean(0, keepdims=True), 0, 1e-6)
+
+
+def test_attention_drops_weights():
+  query, key, value = normal(0, 3, 2, 5), normal(1, 6, 2, 5), normal(2, 6, 2, 5)
+  seen = []
+
+  def drop(weights):
+    seen.append(weights)
+    return weights * (jnp.arange(6) == 4)[None, None]
+
+  got = layers.attention(query, key, value, dropout=drop)
+  (weights,) = seen
+  assert weights.shape == (2, 3, 6)
+  np.testing.assert_allclose(weights.sum(-1), np.ones((2, 3)), 0, 1e-6)
+  want = weights[:, :, 4].T[..., None] * value[4][None]
+  np.testing.assert_allclose(got, want, 0, 1e-6)

@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""The smallest network with every part, and random batches for it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from pixel_llm import batch as batch_lib
+from pixel_llm.model import eva, pixel_llm, prompt, regression, sam, t5
+
+SIZES = batch_lib.BatchSizes(batch=8, image=32, regions=2, context=4, length=6)
+
+
+def model_config(vocab_size: int = 64) -> pixel_llm.ModelConfig:
+  return pixel_llm.ModelConfig(
+    eva=eva.EvaConfig(
+      patch_size=8,
+      width=16,
+      depth=2,
+      num_heads=2,
+      mlp_dim=24,
+      position_grid=4,
+      drop_path_rate=0.0,
+    ),
+    sam=sam.SamConfig(
+      patch_size=16,
+      width=16,
+      depth=2,
+      num_heads=2,
+      mlp_dim=24,
+      window_size=2,
+      blocks_per_group=2,
+      position_grid=2,
+      out_channels=8,
+    ),
+    prompt=prompt.PromptConfig(embed_dim=16),
+    extractor=prompt.ExtractorConfig(
+      num_queries=3, depth=2, width=16, num_heads=2, mlp_dim=24, out_dim=16
+    ),
+    t5=t5.T5Config(
+      vocab_size=vocab_size,
+      emb_dim=16,
+      num_heads=2,
+      head_dim=8,
+      mlp_dim=24,
+      num_encoder_layers=2,
+      num_decoder_layers=2,
+      dropout_rate=0.0,
+    ),
+    regression=regression.RegressionConfig(hidden_dim=16, depth=2),
+  )
+
+
+def random_batch(
+  sizes: batch_lib.BatchSizes = SIZES, seed: int = 0, vocab_size: int = 64
+) -> batch_lib.Batch:
+  rng = np.random.default_rng(seed)
+  batch = batch_lib.Batch.zeros(sizes)
+  b, r, length = batch.decoder_target_tokens.shape
+  counts = rng.integers(2, length, (b, r, 1))
+  at = np.arange(length)
+  tokens = rng.integers(3, vocab_size, (b, r, length))
+  tokens = np.where(at < counts, tokens, np.where(at == counts, 1, 0))
+  corners = np.sort(rng.random((b, r, 2, 2)), axis=2)
+  boxes = np.concatenate([corners[:, :, 0], corners[:, :, 1]], -1)
+  return batch_lib.Batch(
+    image=rng.integers(0, 256, batch.image.shape).astype(np.uint8),
+    image_size=rng.integers(sizes.image // 2, sizes.image + 1, (b, 2)).astype(
+      np.int32
+    ),
+    prompt_boxes=boxes.astype(np.float32),
+    encoder_input_tokens=rng.integers(
+      0, vocab_size, batch.encoder_input_tokens.shape
+    ).astype(np.int32),
+    decoder_target_tokens=tokens.astype(np.int32),
+    decoder_loss_weights=(tokens > 0).astype(np.float32),
+    points=rng.random(batch.points.shape).astype(np.float32),
+    point_weights=(rng.random((b, r, length)) < 0.7).astype(np.float32),
+    boxes=boxes.astype(np.float32),
+    box_weights=np.ones((b, r), np.float32),
+  )
+
+
+def init(config: pixel_llm.ModelConfig, seed: int = 0):
+  """(model, parameters without boxes)."""
+  model = pixel_llm.PixelLLM(config)
+  one = dataclasses.replace(SIZES, batch=1)
+  params = jax.jit(
+    lambda key: model.init(key, batch_lib.Batch.zeros(one))['params']
+  )(jax.random.key(seed))
+  return model, nn.unbox(params)

@@ -1,0 +1,196 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pixel_llm import config as config_lib
+from pixel_llm.train import optimizer
+from pixel_llm.train import state as state_lib
+
+
+def tree(value=1.0):
+  return {
+    'eva': {'kernel': jnp.full((2, 3), value), 'bias': jnp.full(3, value)},
+    't5': {
+      'norm': {'scale': jnp.full(3, value)},
+      'kernel': jnp.full((3, 2), value),
+      'lora_a': jnp.full((3, 1), value),
+    },
+  }
+
+
+def update(config, params, grads, steps=100, count=1):
+  mask = optimizer.trainable_mask(config, params)
+  tx = optimizer.make(config, steps, params)
+  trainable, frozen = state_lib.split(params, mask)
+  grads, _ = state_lib.split(grads, mask)
+  opt_state = tx.init(trainable)
+  step = jax.jit(tx.update)
+  for _ in range(count):
+    updates, opt_state = step(grads, opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+  return state_lib.merge(trainable, frozen)
+
+
+def test_schedule_rises_to_the_peak_and_falls_to_the_floor():
+  config = optimizer.OptimizerConfig(
+    learning_rate=0.5, warmup_steps=4, final_fraction=0.1
+  )
+  rate = jax.jit(jax.vmap(optimizer.schedule(config, 20)))
+  rates = np.asarray(rate(jnp.arange(30)))
+  np.testing.assert_allclose(rates[:4], 0.5 * np.array([1, 2, 3, 4]) / 4)
+  assert rates[4] == pytest.approx(0.5)
+  assert np.all(np.diff(rates[4:21]) < 0)
+  assert rates[12] == pytest.approx(0.5 * 0.55)
+  np.testing.assert_allclose(rates[20:], 0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize(('warmup', 'steps'), [(0, 10), (10, 10), (50, 10)])
+def test_no_step_has_rate_zero(warmup, steps):
+  config = optimizer.OptimizerConfig(warmup_steps=warmup)
+  rate = optimizer.schedule(config, steps)
+  rates = [float(rate(s)) for s in range(steps)]
+  assert all(0 < r <= config.learning_rate * (1 + 1e-6) for r in rates)
+
+
+def test_agrees_with_adamw_of_optax():
+  config = optimizer.OptimizerConfig(
+    no_decay=(), clip_norm=None, warmup_steps=3, weight_decay=0.1
+  )
+  tx = optax.adamw(
+    optimizer.schedule(config, 100), b1=0.9, b2=0.95, weight_decay=0.1
+  )
+  params, grads = tree(0.7), tree(0.3)
+  opt_state, expected = tx.init(params), params
+  step = jax.jit(tx.update)
+  for _ in range(3):
+    updates, opt_state = step(grads, opt_state, expected)
+    expected = optax.apply_updates(expected, updates)
+  got = update(config, params, grads, count=3)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected
+  )
+
+
+def test_weight_decay_spares_scales_and_biases():
+  config = optimizer.OptimizerConfig(weight_decay=0.5, warmup_steps=0)
+  got = update(config, tree(), jax.tree.map(jnp.zeros_like, tree()))
+  np.testing.assert_allclose(got['eva']['kernel'], 1 - 1e-3 * 0.5, rtol=1e-6)
+  assert np.all(got['eva']['bias'] == 1)
+  assert np.all(got['t5']['norm']['scale'] == 1)
+
+
+def test_no_decay_names_what_it_should():
+  params = {
+    name: jnp.ones(2)
+    for name in (
+      'position_embedding',
+      'token_embedding',
+      'scale',
+      'bias',
+      'upscale',
+      'kernel',
+    )
+  }
+  config = optimizer.OptimizerConfig(weight_decay=0.5, warmup_steps=0)
+  got = update(config, params, jax.tree.map(jnp.zeros_like, params))
+  assert {n for n, p in got.items() if p[0] < 1} == {'kernel', 'upscale'}
+
+
+def test_multiplier_scales_the_update_and_the_first_match_applies():
+  plain = optimizer.OptimizerConfig(warmup_steps=0)
+  scaled = optimizer.OptimizerConfig(
+    warmup_steps=0, multipliers=(('t5/lora', 10.0), ('^t5/', 0.5))
+  )
+  params, grads = tree(), tree(0.1)
+  a, b = update(plain, params, grads), update(scaled, params, grads)
+  ratio = jax.tree.map(lambda a, b, p: (b - p) / (a - p), a, b, params)
+  np.testing.assert_allclose(ratio['eva']['kernel'], 1, rtol=1e-3)
+  np.testing.assert_allclose(ratio['t5']['kernel'], 0.5, rtol=1e-3)
+  np.testing.assert_allclose(ratio['t5']['lora_a'], 10, rtol=1e-3)
+
+
+def test_clips_by_the_trainable_norm_alone():
+  config = optimizer.OptimizerConfig(
+    freeze=('^eva/',), b1=0.0, eps=1e3, weight_decay=0.0, warmup_steps=0
+  )
+  params, grads = tree(), tree(2.0)
+  # A large eps makes the update proportional to the clipped gradient.
+  one = update(config, params, grads)
+  grads['eva']['kernel'] = grads['eva']['kernel'] * 1e6
+  two = update(config, params, grads)
+  assert np.array_equal(one['t5']['kernel'], two['t5']['kernel'])
+  # Norm of the 12 trainable gradients of 2.
+  expected = 1e-3 * (2 / np.sqrt(12 * 2.0**2)) / 1e3
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  got = update(config, zeros, grads)
+  np.testing.assert_allclose(-got['t5']['kernel'], expected, rtol=2e-3)
+
+
+def test_frozen_parameters_keep_their_bits_and_have_no_optimizer_state():
+  config = optimizer.OptimizerConfig(freeze=('^eva/', '^t5/(?!.*lora)'))
+  params = tree(0.3)
+  mask = optimizer.trainable_mask(config, params)
+  assert jax.tree.leaves(mask) == [False, False, False, True, False]
+  got = update(config, params, tree())
+  assert np.array_equal(got['eva']['kernel'], params['eva']['kernel'])
+  assert not np.array_equal(got['t5']['lora_a'], params['t5']['lora_a'])
+  trainable, _ = state_lib.split(params, mask)
+  opt_state = optimizer.make(config, 10, params).init(trainable)
+  shapes = sorted(x.shape for x in jax.tree.leaves(opt_state))
+  assert shapes == [(), (), (3, 1), (3, 1)]
+
+
+def test_mask_works_on_shapes_alone():
+  shapes = jax.eval_shape(tree)
+  config = optimizer.OptimizerConfig(freeze=('lora',))
+  assert optimizer.trainable_mask(config, shapes)['t5'] == {
+    'norm': {'scale': True},
+    'kernel': True,
+    'lora_a': False,
+  }
+
+
+@pytest.mark.parametrize(
+  ('options', 'said'),
+  [
+    (
+      {'freeze': ('eva', 'lorra')},
+      r"freeze\[1\]: 'lorra' is found in no parameter.*eva/bias",
+    ),
+    (
+      {'multipliers': (('mask', 2.0),)},
+      r"multipliers\[0\]: 'mask' is found in no trainable",
+    ),
+    (
+      {'freeze': ('lora',), 'multipliers': (('lora', 2.0),)},
+      r'multipliers\[0\]',
+    ),
+    ({'freeze': ('.',)}, 'nothing is left to train'),
+  ],
+)
+def test_regex_that_matches_nothing_is_an_error(options, said):
+  config = optimizer.OptimizerConfig(**options)
+  with pytest.raises(config_lib.ConfigError, match=said):
+    optimizer.make(config, 10, tree())
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('learning_rate', 0.0),
+    ('warmup_steps', -1),
+    ('final_fraction', 1.5),
+    ('clip_norm', 0.0),
+    ('b2', 1.0),
+    ('freeze', ('(',)),
+    ('multipliers', (('[', 1.0),)),
+  ],
+)
+def test_bad_number_or_regex_names_its_path(key, value):
+  with pytest.raises(config_lib.ConfigError, match=f'optimizer: {key}: '):
+    config_lib.from_dict(optimizer.OptimizerConfig, {key: value}, 'optimizer')
