@@ -152,9 +152,9 @@ class Predictor:
     else:
       rgb, self._name = image_lib.load(image), str(image)
     pixels, self._fit = image_lib.prepare(rgb, self._image_size)
-    self._pixels = pixels[None]
+    self.pixels = pixels[None]
     self._size = np.asarray(self._fit.size, np.int32)[None]
-    self._features = self._encode(self._params, self._pixels, self._size)
+    self._features = self._encode(self._params, self.pixels, self._size)
 
   def narrate(self) -> Prediction:
     """A long caption, every word with its points."""
@@ -223,7 +223,7 @@ class Predictor:
     rows = [task_lib.row(task, r, self._vocabulary, sizes) for r in regions]
     rows += [task_lib.empty_row(sizes)] * (sizes.regions - len(rows))
     batch = batch_lib.Batch(
-      image=self._pixels,
+      image=self.pixels,
       image_size=self._size,
       **{k: np.stack([r[k] for r in rows])[None] for k in rows[0]},
     )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import seqio
 import tensorflow as tf
@@ -79,14 +80,14 @@ class PixelFeatureConverter(seqio.FeatureConverter):
   sense for images.
   """
 
-  TASK_FEATURES = {
+  TASK_FEATURES: ClassVar = {
     name: seqio.FeatureConverter.FeatureSpec(
       dtype=tf.as_dtype(spec.dtype), rank=len(spec.dims) - 1
     )
     for name, spec in batch_lib.Batch.specs().items()
   }
-  MODEL_FEATURES = TASK_FEATURES
-  PACKING_FEATURE_DTYPES = {}
+  MODEL_FEATURES: ClassVar = TASK_FEATURES
+  PACKING_FEATURE_DTYPES: ClassVar = {}
 
   def __init__(self, pack: bool = False, **kwargs):
     if pack:

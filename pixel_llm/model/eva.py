@@ -11,6 +11,7 @@ arXiv 2303.11331, section 2.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 
 import jax
@@ -23,7 +24,42 @@ from pixel_llm.model import layers
 Array = jax.Array
 
 ROTARY_BASE = 10000.0
-POSITION_INIT = nn.initializers.normal(0.02)
+CLASS_INIT = nn.initializers.normal(0.02)
+# Longest wavelength of the initial position tables, grids across.
+_WAVES = 4.0
+
+
+def position_init(key: Array, shape: tuple[int, int], dtype=jnp.float32):
+  """Sines and cosines of x and of y, a learned table's first values.
+
+  Reference: the research code starts from zeros, for it always loads a trained
+  encoder. From scratch, places are then the last thing that is learned; with
+  these the first steps already tell left from right.
+
+  Args:
+    key: not used, the table is the same for every seed.
+    shape: (rows, width); a square grid row by row, with or without a first row
+      for the class token, which is zero.
+    dtype: of the table.
+  """
+  del key
+  rows, width = shape
+  side = math.isqrt(rows)
+  quarter = -(-width // 4)
+  # From a wave of `_WAVES` grids to one of four cells.
+  lengths = np.geomspace(_WAVES * side, 4.0, quarter)
+  angles = 2 * np.pi * np.arange(side)[:, None] / lengths  # [side, quarter]
+  waves = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+  half = waves.shape[-1]
+  table = np.concatenate(
+    [
+      np.broadcast_to(waves[None], (side, side, half)),
+      np.broadcast_to(waves[:, None], (side, side, half)),
+    ],
+    -1,
+  ).reshape(side * side, 2 * half)[:, :width]
+  table = np.concatenate([np.zeros((rows - side * side, width)), table])
+  return jnp.asarray(table, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,13 +336,16 @@ class Eva(nn.Module):
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, c.width)
 
-    def param(name, axes, shape):
-      boxed = nn.with_logical_partitioning(POSITION_INIT, axes)
+    def param(name, init, axes, shape):
+      boxed = nn.with_logical_partitioning(init, axes)
       return jnp.asarray(self.param(name, boxed, shape))
 
-    class_token = param('class_token', ('embed',), (c.width,))
+    class_token = param('class_token', CLASS_INIT, ('embed',), (c.width,))
     positions = param(
-      'positions', ('length', 'embed'), (1 + c.position_grid**2, c.width)
+      'positions',
+      position_init,
+      ('length', 'embed'),
+      (1 + c.position_grid**2, c.width),
     )
     first = jnp.asarray(class_token + positions[0], c.dtype)[None, None]
     first = jnp.broadcast_to(first, (batch, 1, c.width))

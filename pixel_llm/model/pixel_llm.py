@@ -91,6 +91,7 @@ class PixelLLM(nn.Module):
   config: ModelConfig
 
   def setup(self):
+    """Makes the parts."""
     c = self.config
     self.eva = eva_lib.Eva(c.eva) if c.eva is not None else None
     self.sam = sam_lib.Sam(c.sam) if c.sam is not None else None

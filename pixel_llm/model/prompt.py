@@ -33,9 +33,12 @@ class PromptConfig:
 
   Attributes:
     embed_dim: width of an embedding; even, half sines and half cosines.
+    frequency_scale: standard deviation of the random frequencies at first, in
+      turns over half the image; smaller ones see further.
   """
 
   embed_dim: int = 256
+  frequency_scale: float = 1.0
 
   def __post_init__(self):
     if self.embed_dim % 2:
@@ -63,14 +66,16 @@ class LocationPromptEncoder(nn.Module):
   def setup(self):
     """Makes the parameters, the same for every method."""
     width = self.config.embed_dim
-    normal = nn.initializers.normal(1.0)
 
-    def param(name, axes, shape):
-      boxed = nn.with_logical_partitioning(normal, axes)
+    def param(name, axes, shape, scale=1.0):
+      boxed = nn.with_logical_partitioning(nn.initializers.normal(scale), axes)
       return jnp.asarray(self.param(name, boxed, shape))
 
     self.frequencies = param(
-      'frequencies', ('unsharded', 'embed'), (2, width // 2)
+      'frequencies',
+      ('unsharded', 'embed'),
+      (2, width // 2),
+      self.config.frequency_scale,
     )
     self.point_embeddings = param(
       'point_embeddings', ('unsharded', 'embed'), (4, width)

@@ -320,7 +320,7 @@ class Sam(nn.Module):
     _, height, width, _ = x.shape
     positions = self.param(
       'positions',
-      nn.with_logical_partitioning(eva.POSITION_INIT, ('length', 'embed')),
+      nn.with_logical_partitioning(eva.position_init, ('length', 'embed')),
       (c.position_grid**2, c.width),
     )
     # Reference: the research code resizes when the height differs, whatever

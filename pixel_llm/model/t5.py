@@ -172,6 +172,7 @@ class RelativeBias(nn.Module):
   bidirectional: bool
 
   def setup(self):
+    """Makes the parts."""
     """Makes the parts, the same for every method."""
     self.rel_embedding: Any = self.param(
       'rel_embedding',
@@ -212,6 +213,7 @@ class Attention(nn.Module):
   config: T5Config
 
   def setup(self):
+    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
 
@@ -331,6 +333,7 @@ class EncoderLayer(nn.Module):
   config: T5Config
 
   def setup(self):
+    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.pre_attention_layer_norm = RmsNorm(c.dtype)
@@ -356,6 +359,7 @@ class DecoderLayer(nn.Module):
   config: T5Config
 
   def setup(self):
+    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.pre_self_attention_layer_norm = RmsNorm(c.dtype)
@@ -439,6 +443,7 @@ class Encoder(nn.Module):
   config: T5Config
 
   def setup(self):
+    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.relpos_bias = RelativeBias(c.num_heads, bidirectional=True)
@@ -471,6 +476,7 @@ class Decoder(nn.Module):
   config: T5Config
 
   def setup(self):
+    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.relpos_bias = RelativeBias(c.num_heads, bidirectional=False)
@@ -550,6 +556,7 @@ class T5(nn.Module):
   config: T5Config
 
   def setup(self):
+    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.token_embedder = Embed(c.vocab_size, c.emb_dim, c.dtype)

@@ -65,8 +65,8 @@ class Task:
       references.
     metrics: functions (targets, predictions) -> dict of floats, as SeqIO's.
       A target is a dict with `texts` (the references), `points` [n, L, P, 2],
-      `weights` [n, L] of the points, and `box` [4] with its `weight`; a prediction is a dict with
-      `text` if the task generates, and `points` [n, L, P, 2] and `box` [4] if
+      `weights` [n, L] of the points, and `box` [4] with its `weight`; a
+      prediction is a dict with `text` if the task generates, and `points` [n, L, P, 2] and `box` [4] if
       it reads. Coordinates are normalized.
   """
 
@@ -218,10 +218,6 @@ def generate(
     features,
     method='start_decoding',
   )
-  if decoding.beams > 1:
-    repeat = lambda x, axis: jnp.repeat(x, decoding.beams, axis=axis)
-    cross = jax.tree.map(lambda x: repeat(x, 1), cross)
-    valid = repeat(valid, 0)
 
   def step(tokens, index, cache):
     return model.apply(
@@ -234,8 +230,7 @@ def generate(
       method='decode_step',
     )
 
-  search = decoding_lib.beam if decoding.beams > 1 else decoding_lib.greedy
-  result = search(step, cache, b * r, decoding)
+  result = decoding_lib.decode(step, cache, b * r, decoding)
   shape = lambda x: x.reshape(b, r, *x.shape[1:])
   return batch_lib.Output(
     tokens=shape(result.tokens),

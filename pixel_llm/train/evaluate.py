@@ -120,14 +120,13 @@ class Evaluator:
         if progress:
           progress(name, done, total)
       for n, pairs in enumerate(rows):
-        stack = lambda of: np.stack([of(o, b) for o, b in pairs])
-        predictions[n]['points'] = stack(lambda o, _: o.points)
+        predictions[n]['points'] = np.stack([o.points for o, _ in pairs])
         predictions[n]['box'] = task_lib.answer_box(
           pairs[0][0].tokens, pairs[0][0].points
         )
         predictions[n].setdefault('output', pairs[0][0])
-        targets[n]['points'] = stack(lambda _, b: b.points)
-        targets[n]['weights'] = stack(lambda _, b: b.point_weights)
+        targets[n]['points'] = np.stack([b.points for _, b in pairs])
+        targets[n]['weights'] = np.stack([b.point_weights for _, b in pairs])
 
     metrics: dict[str, float] = {}
     for metric in task.metrics:

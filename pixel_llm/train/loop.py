@@ -287,10 +287,9 @@ class _Stop:
   def __enter__(self):
     self._before = {}
     for number in (signal.SIGTERM, signal.SIGINT):
-      try:
+      # Outside of the main thread the caller handles signals.
+      with contextlib.suppress(ValueError):
         self._before[number] = signal.signal(number, self._ask)
-      except ValueError:  # Not the main thread: the caller handles signals.
-        pass
     return self
 
   def _ask(self, number, _):

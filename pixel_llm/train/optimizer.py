@@ -34,7 +34,8 @@ class OptimizerConfig:
     final_fraction: the cosine ends at this fraction of the peak.
     weight_decay: decoupled, scaled by the learning rate as in AdamW.
     no_decay: regexes of parameters without weight decay; by default norm
-      scales, biases, position tables and token embeddings. They need not match.
+      scales, biases, position tables, frequencies and token embeddings. They
+      need not match.
     b1: decay of the mean of gradients.
     b2: decay of the mean of squared gradients.
     eps: added to the root of the latter.
@@ -48,7 +49,12 @@ class OptimizerConfig:
   warmup_steps: int = 100
   final_fraction: float = 0.0
   weight_decay: float = 0.05
-  no_decay: tuple[str, ...] = (r'(^|/)(scale|bias)$', 'position', 'embedding')
+  no_decay: tuple[str, ...] = (
+    r'(^|/)(scale|bias)$',
+    'position',
+    'embedding',
+    'frequencies',
+  )
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8

@@ -360,7 +360,7 @@ def steps(config, params, visual, context, input_tokens):
 def test_dropout_is_shared_along_length_and_spares_hidden(params):
   model = t5.T5(
     dataclasses.replace(
-      TINY, dropout_rate=0.5, num_encoder_layers=1, num_decoder_layers=1
+      TINY, dropout_rate=0.2, num_encoder_layers=1, num_decoder_layers=1
     )
   )
   params = jax.tree_util.tree_map_with_path(
@@ -381,7 +381,7 @@ def test_dropout_is_shared_along_length_and_spares_hidden(params):
   kernel = params['params']['decoder']['logits_dense']['kernel']
   mask = np.asarray(logits @ np.linalg.pinv(kernel) / hidden)
   close(mask, np.broadcast_to(mask[:, :1], mask.shape), 1e-2)
-  close(np.where(mask > 1, mask - 2, mask), np.zeros_like(mask), 1e-2)
+  close(np.where(mask > 1, mask - 1.25, mask), np.zeros_like(mask), 1e-2)
   assert 0 < (mask > 1).mean() < 1
 
 
