@@ -32,21 +32,21 @@ def get_config() -> ml_collections.ConfigDict:
         batch=16,
         regions=2,
         context=6,
-        length=64,
+        length=52,
       ),
       'regions': dict(
         mixture='scenes_regions',
         rate=1.0,
         batch=16,
         regions=8,
-        context=16,
-        length=16,
+        context=14,
+        length=14,
       ),
     }
     config.eval.tasks = {
-      'scenes_narrate': dict(batch=50, regions=2, context=6, length=64),
-      'scenes_refer': dict(batch=50, regions=8, context=16, length=16),
-      'scenes_caption_at': dict(batch=50, regions=8, context=16, length=16),
+      'scenes_narrate': dict(batch=50, regions=2, context=6, length=52),
+      'scenes_refer': dict(batch=50, regions=8, context=14, length=14),
+      'scenes_caption_at': dict(batch=50, regions=8, context=14, length=14),
     }
     config.eval.targets = (
       'narrate/point_l1 <= 0.06',
@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.loss.label_smoothing = 0.0
     config.loss.point_weight = 10.0
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.01
     config.loop.steps = 2000

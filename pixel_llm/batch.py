@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from flax import struct
 
-Array = jax.Array | np.ndarray | Any
+# jax.Array on the device, np.ndarray on the host, tracers and shapes between.
+Array = Any
 
 
 @dataclasses.dataclass(frozen=True)

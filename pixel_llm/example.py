@@ -10,7 +10,8 @@ tasks turn characters into tokens.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -68,6 +69,8 @@ class Example:
   regions: tuple[Region, ...]
 
 
+# Typed as it may be told to write elsewhere and return nothing.
+_PACK = cast(Callable[[Any], bytes], msgpack.packb)
 _ARRAYS = {
   'box': ('<f4', (4,)),
   'spans': ('<i4', (-1, 2)),
@@ -86,7 +89,7 @@ def to_bytes(example: Example) -> bytes:
       value = getattr(region, name)
       row[name] = None if value is None else np.asarray(value, dtype).tobytes()
     regions.append(row)
-  return msgpack.packb(
+  return _PACK(
     {
       'schema': SCHEMA,
       'image_id': example.image_id,
@@ -112,7 +115,7 @@ def from_bytes(record: bytes) -> Example:
       )
     regions = []
     for r in row['regions']:
-      arrays = {
+      arrays: dict[str, Any] = {
         name: None
         if r[name] is None
         else np.frombuffer(r[name], dtype).reshape(shape)

@@ -265,10 +265,11 @@ def _read_config(path: str, overrides: list[str]):
     raise config_lib.ConfigError(
       f'{" ".join(overrides)}: {e.args[0] if e.args else e!s}'
     ) from e
-  tree = values['config'].value.to_dict()
+  # The flags have changed it in place.
+  values_now = tree.to_dict()
   from pixel_llm.train import experiment
 
-  return config_lib.from_dict(experiment.ExperimentConfig, tree)
+  return config_lib.from_dict(experiment.ExperimentConfig, values_now)
 
 
 def _load_config_file(path: str):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import seqio
 import tensorflow as tf
@@ -58,9 +58,9 @@ def sizes_of(
   )
 
 
-def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+def output_features(vocabulary: Any) -> dict[str, Any]:
   """`Batch` as the output features of a SeqIO task."""
-  out: dict[str, seqio.Feature] = {}
+  out = {}
   for name, spec in batch_lib.Batch.specs().items():
     rank, dtype = len(spec.dims) - 1, tf.as_dtype(spec.dtype)
     if name.endswith('_tokens'):
@@ -96,7 +96,7 @@ class PixelFeatureConverter(seqio.FeatureConverter):
     self._shapes: dict[str, tuple[int, ...]] = {}
 
   def __call__(
-    self, ds: tf.data.Dataset, task_feature_lengths
+    self, ds: tf.data.Dataset, task_feature_lengths: Any
   ) -> tf.data.Dataset:
     """Converts; lengths are the whole shapes that `lengths` gives."""
     sizes_of(task_feature_lengths)

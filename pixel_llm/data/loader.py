@@ -9,7 +9,8 @@ when. A run that resumes at step N asks for step N: there is no other state.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -74,7 +75,7 @@ class Loader:
         )
       _rates(stream.mixture)
 
-  def batches(self, start: int) -> Iterator[tuple[str, batch_lib.Batch]]:
+  def batches(self, start: int) -> Generator[tuple[str, batch_lib.Batch]]:
     """(stream name, local NumPy batch) of step `start`, `start` + 1, ..."""
     iterators = {
       name: iter(self._dataset(name, self.steps.count(name, start)))
@@ -112,7 +113,7 @@ class Loader:
 
     members = list(rates)
     datasets = [self._member(task, stream, schedule, slots) for task in members]
-    choice = tf.data.Dataset.from_generator(
+    choice: Any = tf.data.Dataset.from_generator(
       lambda: (members.index(schedule.member(s)) for s in slots()),
       output_signature=tf.TensorSpec((), tf.int64),
     )
@@ -142,8 +143,9 @@ class Loader:
             order.mix(seed, 1, ordinal),
           )
 
-    lengths = features_lib.lengths(stream.sizes)
-    ds = source.dataset_of(self._split, pairs)
+    # SeqIO's types know lengths of one axis only; its code knows shapes.
+    lengths: Any = features_lib.lengths(stream.sizes)
+    ds: Any = source.dataset_of(self._split, pairs)
     ds = task.preprocess_precache(ds, seed=seed)
     ds = task.preprocess_postcache(ds, sequence_length=lengths, seed=seed)
     return features_lib.PixelFeatureConverter()(ds, lengths)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -131,7 +131,7 @@ def use_vocabulary(vocabulary: vocabulary_lib.Vocabulary) -> None:
 
 def add_task(
   name: str,
-  source: seqio.DataSource,
+  source: Any,
   task: task_lib.Task,
   to_example: Callable[[Any], example_lib.Example] | None = None,
   replace: bool = False,
@@ -166,7 +166,7 @@ def add_task(
   _ENTRIES[name] = entry
   return seqio.TaskRegistry.add(
     name,
-    source=source,
+    source=cast(Any, source),
     preprocessors=[functools.partial(_to_features, entry=entry)],
     output_features=features_lib.output_features(
       seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)

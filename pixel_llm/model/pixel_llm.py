@@ -8,6 +8,7 @@ Source: "Pixel Aligned Language Models", arXiv 2312.09237, section 3.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,10 @@ class PixelLLM(nn.Module):
   """
 
   config: ModelConfig
+
+  def run(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """`apply` of the parameters alone, which gives no other collection."""
+    return self.apply({'params': params}, *args, **kwargs)
 
   def setup(self):
     """Makes the parts."""

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.prediction import Prediction, Word
+from pixel_llm.prediction import Box, Kind, Prediction, Word
 from pixel_llm.tasks import task as task_lib
 
 
@@ -44,11 +46,11 @@ def prediction(
   if not task.generates:
     box = task_lib.answer_box(tokens, points)
     return Prediction(
-      kind=task.name,
+      kind=cast(Kind, task.name),
       image=image,
       size_orig=size_orig,
       prompt=question.prompt,
-      box_orig=tuple(map(float, box)),
+      box_orig=_box(box),
       score=float(output.scores),
     )
   if placed is None:
@@ -67,11 +69,16 @@ def prediction(
   whole = np.array_equal(question.prompt_box, task_lib.WHOLE_IMAGE)
   box = np.asarray(question.prompt_box) * np.concatenate([scale, scale])
   return Prediction(
-    kind=task.name,
+    kind=cast(Kind, task.name),
     image=image,
     size_orig=size_orig,
     text=vocabulary.decode(tokens),
     words=tuple(words),
-    prompt_box_orig=None if whole else tuple(map(float, box)),
+    prompt_box_orig=None if whole else _box(box),
     score=float(output.scores),
   )
+
+
+def _box(values: np.ndarray) -> Box:
+  x0, y0, x1, y1 = map(float, values)
+  return x0, y0, x1, y1

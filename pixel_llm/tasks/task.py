@@ -66,8 +66,8 @@ class Task:
     metrics: functions (targets, predictions) -> dict of floats, as SeqIO's.
       A target is a dict with `texts` (the references), `points` [n, L, P, 2],
       `weights` [n, L] of the points, and `box` [4] with its `weight`; a
-      prediction is a dict with `text` if the task generates, and `points` [n, L, P, 2] and `box` [4] if
-      it reads. Coordinates are normalized.
+      prediction is a dict with `text` if the task generates, and `points`
+      [n, L, P, 2] and `box` [4] if it reads. Coordinates are normalized.
   """
 
   name: str
@@ -211,23 +211,13 @@ def generate(
   Returns: `Output` with tokens, log_probs, scores and points.
   """
   b, r = batch.encoder_input_tokens.shape[:2]
-  cross, valid, cache = model.apply(
-    {'params': params},
-    batch,
-    decoding.length,
-    features,
-    method='start_decoding',
+  cross, valid, cache = model.run(
+    params, batch, decoding.length, features, method='start_decoding'
   )
 
   def step(tokens, index, cache):
-    return model.apply(
-      {'params': params},
-      tokens,
-      index,
-      cache,
-      cross,
-      valid,
-      method='decode_step',
+    return model.run(
+      params, tokens, index, cache, cross, valid, method='decode_step'
     )
 
   result = decoding_lib.decode(step, cache, b * r, decoding)
@@ -256,7 +246,7 @@ def read(
 
   Returns: `Output` with tokens, log_probs, scores and points.
   """
-  output = model.apply({'params': params}, batch, features=features)
+  output = model.run(params, batch, features=features)
   targets = batch.decoder_target_tokens
   log_probs = jax.nn.log_softmax(output.logits)
   log_probs = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]

@@ -186,11 +186,10 @@ def save(config: ExperimentConfig, workdir: str) -> None:
   new = json.loads(json.dumps(config_lib.to_dict(config)))
   if path.exists():
     old = json.loads(path.read_text())
-    lines = config_lib.difference(
-      *(
-        {k: v for k, v in d.items() if k not in _MAY_CHANGE} for d in (old, new)
-      )
+    left, right = (
+      {k: v for k, v in d.items() if k not in _MAY_CHANGE} for d in (old, new)
     )
+    lines = config_lib.difference(left, right)
     if lines:
       raise config_lib.ConfigError(
         f'{workdir} belongs to another config; choose another --workdir, or '

@@ -50,16 +50,21 @@ class Trainer:
     config: the experiment.
     workdir: where everything of the run is written.
     log: gets a line an event.
+    devices: default `jax.devices()`.
 
   Raises:
     ConfigError: the config contradicts itself, its data or the workdir.
   """
 
   def __init__(
-    self, config: experiment.ExperimentConfig, workdir: str, log: Log = print
+    self,
+    config: experiment.ExperimentConfig,
+    workdir: str,
+    log: Log = print,
+    devices: list | None = None,
   ):
     self.config, self.workdir, self._log = config, workdir, log
-    self.mesh = sharding.make_mesh(config.mesh)
+    self.mesh = sharding.make_mesh(config.mesh, devices)
     self._rules = config.mesh.rules()
     experiment.save(config, workdir)
     self.vocabulary = prepare_data(config)

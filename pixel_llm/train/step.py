@@ -36,9 +36,7 @@ def loss_fn(
   Returns: scalar loss, dict of scalar metrics.
   """
   rngs = None if rng is None else {'dropout': rng}
-  output = model.apply(
-    {'params': params}, batch, deterministic=rng is None, rngs=rngs
-  )
+  output = model.run(params, batch, deterministic=rng is None, rngs=rngs)
   words, word_weight = losses.word_loss(
     output.logits,
     batch.decoder_target_tokens,
@@ -91,5 +89,5 @@ def train_step(
   updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
   params = state_lib.merge(optax.apply_updates(trainable, updates), frozen)
   metrics['grad_norm'] = optax.global_norm(grads)
-  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  state = state_lib.TrainState(state.step + 1, params, opt_state)
   return state, metrics

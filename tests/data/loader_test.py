@@ -11,9 +11,7 @@ from pixel_llm import batch as batch_lib
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.data import build, datasets, features, loader, registry, scenes
 
-SIZES = batch_lib.BatchSizes(
-  batch=4, image=32, regions=2, context=8, length=24
-)
+SIZES = batch_lib.BatchSizes(batch=4, image=32, regions=2, context=8, length=24)
 SMALL = batch_lib.BatchSizes(batch=2, image=32, regions=3, context=8, length=8)
 
 
@@ -51,11 +49,13 @@ def registered(tmp_path_factory):
   path = str(root / 'v.model')
   vocabulary_lib.train(['a red ring on the left of a blue star.'] * 5, path, 60)
   registry.use_vocabulary(vocabulary_lib.Vocabulary(path))
-  datasets.register({
-    'scenes_narratives': str(root / 'narratives'),
-    'scenes_refer': str(root / 'refer'),
-    'scenes_regions': str(root / 'regions'),
-  })
+  datasets.register(
+    {
+      'scenes_narratives': str(root / 'narratives'),
+      'scenes_refer': str(root / 'refer'),
+      'scenes_regions': str(root / 'regions'),
+    }
+  )
   return root
 
 
@@ -129,8 +129,8 @@ def test_seqio_itself_reads_our_tasks(registered):
   lengths = features.lengths(SIZES)
   ds = seqio.get_dataset(
     'scenes_narrate',
-    lengths,
-    'val',
+    task_feature_lengths=lengths,
+    dataset_split='val',
     shuffle=False,
     feature_converter=features.PixelFeatureConverter(),
   )

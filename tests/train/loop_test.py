@@ -12,7 +12,7 @@ import tiny
 
 from pixel_llm import config as config_lib
 from pixel_llm import image as image_lib
-from pixel_llm import pictures, sharding
+from pixel_llm import pictures
 from pixel_llm import predictor as predictor_lib
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import manager
@@ -71,7 +71,6 @@ def config(tmp_path_factory):
     optimizer=optimizer.OptimizerConfig(
       warmup_steps=2, freeze=('sam/positions',)
     ),
-    mesh=sharding.MeshConfig(data=4, model=2),
     checkpoint=manager.CheckpointConfig(keep_last=10),
     loop=experiment.LoopConfig(steps=STEPS, log_every=4, checkpoint_every=4),
     eval=experiment.EvalConfig(
@@ -84,10 +83,13 @@ def config(tmp_path_factory):
   )
 
 
+def make(config, workdir, lines=None):
+  log = (lines if lines is not None else []).append
+  return loop.Trainer(config, str(workdir), log, jax.devices()[:1])
+
+
 def train(config, workdir, lines=None):
-  trainer = loop.Trainer(
-    config, str(workdir), (lines if lines is not None else []).append
-  )
+  trainer = make(config, workdir, lines)
   with trainer.checkpoints:
     return trainer.train()
 
@@ -139,26 +141,8 @@ def test_a_restart_equals_no_interruption_bit_for_bit(
   assert_equal(state, finished[1])
 
 
-def test_one_device_learns_the_same(config, finished, tmp_path):
-  one = dataclasses.replace(config, mesh=sharding.MeshConfig(data=1, model=1))
-  devices = jax.devices()[:1]
-  mesh = sharding.make_mesh(one.mesh, devices)
-  trainer = loop.Trainer(
-    dataclasses.replace(config, mesh=sharding.MeshConfig()), str(tmp_path)
-  )
-  trainer.mesh = mesh
-  with trainer.checkpoints:
-    state = trainer.train()
-  for a, b in zip(
-    jax.tree.leaves(state.params),
-    jax.tree.leaves(finished[1].params),
-    strict=True,
-  ):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-3)
-
-
 def test_frozen_parameters_do_not_move(config, finished, tmp_path):
-  trainer = loop.Trainer(config, str(tmp_path))
+  trainer = make(config, tmp_path)
   with trainer.checkpoints:
     fresh = trainer.restore_or_create()
   end = finished[1].params
@@ -182,11 +166,11 @@ def test_a_signal_saves_and_says_so(config, tmp_path, monkeypatch):
     return real(*args)
 
   monkeypatch.setattr(loop, '_line', ask)
-  with pytest.raises(loop.Preempted, match=r'SIGTERM at step 5 of 8'):
+  with pytest.raises(loop.Preempted, match=r'SIGTERM at step 4 of 8'):
     train(config, tmp_path)
   reader = manager.CheckpointManager(tmp_path / 'checkpoints', read_only=True)
   with reader:
-    assert reader.latest_step() == 5
+    assert reader.latest_step() == 4
 
 
 def test_finished_training_is_not_done_again(config, finished):
@@ -221,7 +205,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(config, tmp_path):
 @pytest.fixture(scope='module')
 def evaluated(config, finished):
   workdir, _, _ = finished
-  trainer = loop.Trainer(config, str(workdir))
+  trainer = make(config, workdir)
   with trainer.checkpoints:
     step, params = trainer.restore_params()
     return workdir, step, trainer.evaluate(params, step)
@@ -256,7 +240,7 @@ def test_evaluation_does_not_depend_on_the_batch(config, evaluated, tmp_path):
   other = dataclasses.replace(
     config, eval=dataclasses.replace(config.eval, tasks=tasks)
   )
-  trainer = loop.Trainer(other, str(workdir))
+  trainer = make(other, workdir)
   with trainer.checkpoints:
     step, params = trainer.restore_params()
     again = trainer.evaluate(params, step)
@@ -294,9 +278,9 @@ def test_inference_sees_the_pixels_of_training(config, evaluated):
   entry = registry.task_of('scenes_narrate')
   record = example_lib.from_bytes(entry.source.records('val')[0])
   sizes = config.data.sizes(config.eval.tasks['scenes_narrate'])
-  trained = task_lib.features(
-    entry.task, record, entry.vocabulary, sizes, [0]
-  )['image']
+  trained = task_lib.features(entry.task, record, entry.vocabulary, sizes, [0])[
+    'image'
+  ]
   predictor = predictor_lib.Predictor.from_workdir(str(evaluated[0]))
   predictor.set_image(image_lib.decode(record.image, 'x'))
   difference = predictor.pixels.astype(int) - trained

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+
+from pixel_llm import batch as batch_lib
+from pixel_llm import sharding
+from pixel_llm.model import pixel_llm
+from pixel_llm.train import experiment, optimizer, state, step
+
+
+@pytest.fixture(scope='module')
+def network():
+  return tiny.init(tiny.model_config())
+
+
+@pytest.fixture(scope='module')
+def loss(network):
+  model, params = network
+  config = experiment.LossConfig()
+  return jax.jit(
+    lambda batch: step.loss_fn(params, model, batch, config, None)[1]
+  )
+
+
+def rows(batch, which):
+  return jax.tree.map(lambda x: x[which], batch)
+
+
+def test_a_mixed_batch_costs_what_its_parts_cost(loss):
+  batch = tiny.random_batch()
+  weights = batch.decoder_loss_weights.copy()
+  points = batch.point_weights.copy()
+  weights[:4] = 0  # Four examples of a task that only points,
+  points[4:] = 0  # and four of one that only speaks.
+  mixed = batch.replace(decoder_loss_weights=weights, point_weights=points)
+  whole = loss(mixed)
+  pointing = loss(rows(mixed, [0, 1, 2, 3] * 2))
+  speaking = loss(rows(mixed, [4, 5, 6, 7] * 2))
+  np.testing.assert_allclose(whole['point_l1'], pointing['point_l1'], rtol=1e-5)
+  np.testing.assert_allclose(
+    whole['word_loss'], speaking['word_loss'], rtol=1e-5
+  )
+  assert pointing['word_loss'] == speaking['point_l1'] == 0
+
+
+def one_step(config, devices):
+  """Parameters and metrics after a step on a mesh, as NumPy; the state."""
+  mesh = sharding.make_mesh(config, devices)
+  model = pixel_llm.PixelLLM(tiny.model_config())
+  zeros = batch_lib.Batch.zeros(tiny.SIZES)
+  init = lambda key: model.init(key, rows(zeros, slice(0, 1)))['params']
+  abstract = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+  # A large epsilon: Adam's first step is else the sign of the gradient, which
+  # rounding decides where the gradient is nearly zero.
+  numbers = optimizer.OptimizerConfig(
+    warmup_steps=1, learning_rate=1e-2, eps=1.0
+  )
+  mask = optimizer.trainable_mask(numbers, abstract)
+  made = optimizer.make(numbers, 10, abstract)
+  rules = config.rules()
+  first = state.create(init, made, mask, mesh, rules, jax.random.key(0))
+  function = jax.jit(
+    functools.partial(
+      step.train_step,
+      model=model,
+      mask=mask,
+      optimizer=made,
+      config=experiment.LossConfig(),
+      rng=jax.random.key(1),
+    )
+  )
+  batch = jax.device_put(tiny.random_batch(), sharding.batch_sharding(mesh))
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    last, metrics = function(first, batch)
+  return jax.device_get((last.params, metrics)), last
+
+
+def test_eight_devices_learn_what_one_learns():
+  (one, metrics_one), _ = one_step(sharding.MeshConfig(), jax.devices()[:1])
+  (eight, metrics), last = one_step(
+    sharding.MeshConfig(data=4, model=2, fsdp=True), None
+  )
+  for name in metrics:
+    np.testing.assert_allclose(metrics[name], metrics_one[name], rtol=1e-4)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  kernel = last.params['t5']['encoder']['layers']['mlp']['wi_0']['kernel']
+  assert kernel.sharding.shard_shape(kernel.shape) == (2, 4, 12)
+
+
+def test_training_a_few_steps_fits_a_batch(network):
+  model, params = network
+  numbers = optimizer.OptimizerConfig(
+    learning_rate=5e-3, warmup_steps=5, weight_decay=0.0
+  )
+  mask = optimizer.trainable_mask(numbers, params)
+  made = optimizer.make(numbers, 60, params)
+  function = jax.jit(
+    functools.partial(
+      step.train_step,
+      model=model,
+      mask=mask,
+      optimizer=made,
+      config=experiment.LossConfig(label_smoothing=0.0),
+      rng=jax.random.key(0),
+    )
+  )
+  current = state.TrainState(
+    jax.numpy.zeros((), 'int32'), params, made.init(params)
+  )
+  batch = tiny.random_batch()
+  history = []
+  for _ in range(60):
+    current, metrics = function(current, batch)
+    history.append(float(metrics['loss']))
+  assert history[-1] < 0.6 * history[0]
