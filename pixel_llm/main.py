@@ -256,10 +256,10 @@ def _read_config(path: str, overrides: list[str]):
       )
   tree = _load_config_file(path)
   values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-    'config', tree, flag_values=values, sys_argv=['pixel-llm', *overrides]
-  )
   try:
+    config_flags.DEFINE_config_dict(
+      'config', tree, flag_values=values, sys_argv=['pixel-llm', *overrides]
+    )
     values(['pixel-llm', *overrides])
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     raise config_lib.ConfigError(

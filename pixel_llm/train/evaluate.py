@@ -200,7 +200,7 @@ class Evaluator:
 
 
 def _examples(
-  entry: registry.Entry, split: str, most: int | None
+  entry: registry.Entry, split: str, most: int
 ) -> list[example_lib.Example]:
   source = entry.source
   if not isinstance(source, registry.RecordSource):
@@ -209,7 +209,7 @@ def _examples(
       '`pixel-llm build`.'
     )
   records = source.records(split)
-  count = len(records) if most is None else min(most, len(records))
+  count = min(most, len(records)) if most else len(records)
   return [example_lib.from_bytes(records[i]) for i in range(count)]
 
 

@@ -108,7 +108,7 @@ class EvalConfig:
   Attributes:
     tasks: SeqIO task -> shape.
     split: of the tasks.
-    examples: at most so many images a task; None takes all.
+    examples: at most so many images a task; 0 takes all.
     decoding: how answers are written; `length` comes from the task's shape.
     gallery: examples a task kept with their pictures for the report.
     targets: bounds that the report marks, 'refer/p_at_0.5 >= 0.6'.
@@ -116,7 +116,7 @@ class EvalConfig:
 
   tasks: dict[str, EvalTaskConfig] = dataclasses.field(default_factory=dict)
   split: str = 'val'
-  examples: int | None = None
+  examples: int = 0
   decoding: decoding.DecodingConfig = dataclasses.field(
     default_factory=decoding.DecodingConfig
   )
@@ -132,14 +132,14 @@ class LoopConfig:
     steps: how many in all.
     log_every: steps between lines of log and TensorBoard scalars.
     checkpoint_every: steps between checkpoints; the last step always has one.
-    eval_every: steps between evaluations while training; None evaluates only
+    eval_every: steps between evaluations while training; 0 evaluates only
       by `pixel-llm evaluate`.
   """
 
   steps: int = 10_000
   log_every: int = 100
   checkpoint_every: int = 1000
-  eval_every: int | None = None
+  eval_every: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,6 +88,6 @@ def train_step(
   grads, metrics = jax.grad(loss_of, has_aux=True)(trainable)
   updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
   params = state_lib.merge(optax.apply_updates(trainable, updates), frozen)
-  metrics['grad_norm'] = optax.global_norm(grads)
+  metrics['grad_norm'] = optax.tree.norm(grads)
   state = state_lib.TrainState(state.step + 1, params, opt_state)
   return state, metrics

@@ -1,0 +1,37 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+
+import pytest
+from etils import epath
+
+from pixel_llm import files
+
+
+def test_writes_bytes_and_text_and_makes_the_folder(tmp_path):
+  files.write(tmp_path / 'deep' / 'a', b'bytes')
+  files.write(str(tmp_path / 'deep' / 'b'), 'é')
+  assert (tmp_path / 'deep' / 'a').read_bytes() == b'bytes'
+  assert (tmp_path / 'deep' / 'b').read_text(encoding='utf-8') == 'é'
+
+
+def test_replaces_what_was_there(tmp_path):
+  files.write(tmp_path / 'a', 'old')
+  files.write(tmp_path / 'a', 'new')
+  assert [p.name for p in tmp_path.iterdir()] == ['a']
+  assert (tmp_path / 'a').read_text() == 'new'
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+  path = tmp_path / 'a.html'
+  path.write_text('old')
+
+  def full(self, data):
+    with open(self, 'wb') as file:
+      file.write(data[:10])
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(type(epath.Path(path)), 'write_bytes', full)
+  with pytest.raises(OSError, match=r'No space left.*a\.html'):
+    files.write(path, 'a new text that is longer')
+  assert path.read_text() == 'old'
+  assert [p.name for p in tmp_path.iterdir()] == ['a.html']
