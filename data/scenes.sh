@@ -34,4 +34,5 @@ done
 
 # The size is the vocab_size of configs/demo.py, which it must not exceed.
 "$pixel_llm" vocabulary --out "$records/spiece.model" --size 384 \
-  --records "$records/narratives" "$records/refer" "$records/regions"
+  --records "$records/narratives" "$records/refer" "$records/regions" \
+  --text 'A long image caption: ' 'an object of '
