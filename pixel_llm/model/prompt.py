@@ -170,6 +170,8 @@ class ExtractorConfig:
     num_heads: heads of every attention; divides half the width.
     mlp_dim: hidden width of the MLP.
     out_dim: width of a visual token.
+    query_scale: standard deviation of the queries at first. With 1 they
+      outweigh what a region's visual tokens have read of its image.
     dtype: compute dtype.
     scan_unroll: layers a step of the scan.
   """
@@ -180,6 +182,7 @@ class ExtractorConfig:
   num_heads: int = 8
   mlp_dim: int = 2048
   out_dim: int = 1024
+  query_scale: float = 1.0
   dtype: str = 'float32'
   scan_unroll: int = 1
 
@@ -364,7 +367,7 @@ class PromptFeatureExtractor(nn.Module):
     queries = self.param(
       'queries',
       nn.with_logical_partitioning(
-        nn.initializers.normal(1.0), ('unsharded', 'embed')
+        nn.initializers.normal(config.query_scale), ('unsharded', 'embed')
       ),
       (config.num_queries, config.width),
     )

@@ -10,6 +10,7 @@ path (`re.search`), so `^t5/` anchors and `lora` finds it anywhere.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from pixel_llm import config as config_lib
 
@@ -24,9 +26,47 @@ from pixel_llm import config as config_lib
 _LISTED = 20
 
 
+# Root mean square of an Adam update, which Muon's is brought to.
+_UPDATE_RMS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class MuonConfig:
+  """Muon for matrices: the momentum of the gradient, made orthogonal.
+
+  All directions of a matrix move alike, so no correlated inputs (the pixels of
+  a patch, say) can blow it up: small networks from scratch stand ten times the
+  rate of AdamW. The rest of the parameters stay with AdamW.
+
+  Source: "Muon is Scalable for LLM Training", arXiv 2502.16982: updates are
+  brought to the root mean square of AdamW's, so both share a learning rate.
+
+  Attributes:
+    rate: factor of the learning rate for the parameters that it updates.
+    momentum: decay of the mean of gradients (Nesterov's).
+    matrices: regexes of the parameters; of those that have two or more axes,
+      the last two are a matrix and the others stack matrices.
+    exclude: regexes of parameters that AdamW keeps although `matrices` has
+      them; by default the word logits, as an embedding's transpose.
+  """
+
+  rate: float = 1.0
+  momentum: float = 0.95
+  matrices: tuple[str, ...] = (r'(^|/)(kernel|lora_a|lora_b)$',)
+  exclude: tuple[str, ...] = ('logits',)
+
+  def __post_init__(self):
+    _check_numbers(
+      self,
+      ('rate', self.rate > 0, '> 0'),
+      ('momentum', 0 <= self.momentum < 1, 'in [0, 1)'),
+    )
+    _check_regexes(('matrices', self.matrices), ('exclude', self.exclude))
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with linear warm-up and cosine decay.
+  """AdamW, or with it Muon, with linear warm-up and cosine decay.
 
   Attributes:
     learning_rate: the peak.
@@ -43,6 +83,7 @@ class OptimizerConfig:
     multipliers: (regex, factor) of the learning rate; the first regex that is
       found in a path applies, the rest of the parameters have factor 1.
     freeze: regexes of parameters that are not trained.
+    muon: updates matrices in AdamW's place; None is AdamW alone.
   """
 
   learning_rate: float = 1e-3
@@ -61,9 +102,11 @@ class OptimizerConfig:
   clip_norm: float | None = 1.0
   multipliers: tuple[tuple[str, float], ...] = ()
   freeze: tuple[str, ...] = ()
+  muon: MuonConfig | None = None
 
   def __post_init__(self):
-    for name, fits, expected in (
+    _check_numbers(
+      self,
       ('learning_rate', self.learning_rate > 0, '> 0'),
       ('warmup_steps', self.warmup_steps >= 0, '>= 0'),
       ('final_fraction', 0 <= self.final_fraction <= 1, 'in [0, 1]'),
@@ -76,21 +119,29 @@ class OptimizerConfig:
         self.clip_norm is None or self.clip_norm > 0,
         '> 0, or None for no clipping',
       ),
-    ):
-      if not fits:
-        raise ValueError(
-          f'{name}: expected {expected}, got {getattr(self, name)!r}.'
-        )
-    for name, regexes in (
+    )
+    _check_regexes(
       ('no_decay', self.no_decay),
       ('multipliers', tuple(regex for regex, _ in self.multipliers)),
       ('freeze', self.freeze),
-    ):
-      for regex in regexes:
-        try:
-          re.compile(regex)
-        except re.error as e:
-          raise ValueError(f'{name}: {regex!r} is no regex: {e}.') from e
+    )
+
+
+def _check_numbers(config: Any, *checks: tuple[str, bool, str]) -> None:
+  for name, fits, expected in checks:
+    if not fits:
+      raise ValueError(
+        f'{name}: expected {expected}, got {getattr(config, name)!r}.'
+      )
+
+
+def _check_regexes(*fields: tuple[str, tuple[str, ...]]) -> None:
+  for name, regexes in fields:
+    for regex in regexes:
+      try:
+        re.compile(regex)
+      except re.error as e:
+        raise ValueError(f'{name}: {regex!r} is no regex: {e}.') from e
 
 
 def schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
@@ -163,8 +214,14 @@ def make(
       lambda u, f: u * f, updates, _map_paths(factor, updates)
     )
 
+  direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+  if config.muon is not None:
+    direction = optax.partition(
+      {'adam': direction, 'muon': _muon(config.muon)},
+      functools.partial(_directions, config.muon),
+    )
   parts = [
-    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    direction,
     optax.add_decayed_weights(config.weight_decay, mask=decays),
     optax.stateless(scaled),
     optax.scale_by_learning_rate(schedule(config, steps)),
@@ -172,6 +229,38 @@ def make(
   if config.clip_norm is not None:
     parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
   return optax.chain(*parts)
+
+
+def _directions(config: MuonConfig, params: Any) -> Any:
+  """'muon' or 'adam' for each leaf."""
+
+  def choose(keys, leaf):
+    path = _path(keys)
+    found = lambda regexes: any(re.search(r, path) for r in regexes)
+    matrix = leaf.ndim > 1 and found(config.matrices)
+    return 'muon' if matrix and not found(config.exclude) else 'adam'
+
+  return jax.tree.map_with_path(choose, params)
+
+
+def _muon(config: MuonConfig) -> optax.GradientTransformation:
+  def axes(tree):
+    return jax.tree.map(
+      lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), tree
+    )
+
+  def scaled(updates, params):
+    del params
+    # An orthogonal [m, n] has a mean square of 1 / max(m, n).
+    return jax.tree.map(
+      lambda u: u * (config.rate * _UPDATE_RMS * max(u.shape[-2:]) ** 0.5),
+      updates,
+    )
+
+  return optax.chain(
+    contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=axes),
+    optax.stateless(scaled),
+  )
 
 
 def trainable_mask(config: OptimizerConfig, params: Any) -> Any:

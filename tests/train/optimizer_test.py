@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,3 +196,74 @@ def test_regex_that_matches_nothing_is_an_error(options, said):
 def test_bad_number_or_regex_names_its_path(key, value):
   with pytest.raises(config_lib.ConfigError, match=f'optimizer: {key}: '):
     config_lib.from_dict(optimizer.OptimizerConfig, {key: value}, 'optimizer')
+
+
+def matrices():
+  rng = np.random.default_rng(0)
+  return {
+    'layers': {'kernel': jnp.asarray(rng.normal(size=(2, 4, 6)))},
+    'logits': {'kernel': jnp.asarray(rng.normal(size=(4, 6)))},
+    'norm': {'scale': jnp.ones(4)},
+    'queries': jnp.asarray(rng.normal(size=(3, 4))),
+  }
+
+
+def muon(**options):
+  return optimizer.OptimizerConfig(
+    learning_rate=0.1,
+    weight_decay=0.0,
+    warmup_steps=0,
+    muon=optimizer.MuonConfig(**options),
+  )
+
+
+def test_muon_moves_all_directions_of_each_matrix_of_a_stack_alike():
+  params = jax.tree.map(jnp.zeros_like, matrices())
+  # One direction of the gradient is twenty times as strong as the rest.
+  grads = matrices()
+  strong = jnp.outer(jnp.arange(4.0), jnp.ones(6))
+  grads['layers']['kernel'] += 5.0 * strong
+  moved = update(muon(rate=2.0), params, grads, steps=10**6)
+  for one in np.asarray(moved['layers']['kernel']):
+    values = np.linalg.svd(one, compute_uv=False)
+    assert values.max() < 4 * values[1:3].max()
+    # rate x learning rate x 0.2, the root mean square of an update of Adam.
+    rms = np.sqrt(np.mean(np.square(one)))
+    assert 0.5 * 0.04 < rms < 1.5 * 0.04
+
+
+def test_muon_leaves_the_rest_to_adam():
+  params, grads = matrices(), matrices()
+  plain = dataclasses.replace(muon(), muon=None)
+  a, b = update(plain, params, grads), update(muon(), params, grads)
+  for path in (('logits', 'kernel'), ('norm', 'scale')):
+    x, y = a[path[0]][path[1]], b[path[0]][path[1]]
+    assert np.array_equal(x, y)
+  assert np.array_equal(a['queries'], b['queries'])
+  assert not np.allclose(a['layers']['kernel'], b['layers']['kernel'])
+
+
+def test_muon_goes_with_freezing_and_multipliers():
+  config = dataclasses.replace(
+    muon(), freeze=('^queries',), multipliers=(('^layers/', 0.5),)
+  )
+  params, grads = matrices(), matrices()
+  whole = update(muon(), params, grads)
+  got = update(config, params, grads)
+  assert np.array_equal(got['queries'], params['queries'])
+  np.testing.assert_allclose(
+    got['layers']['kernel'] - params['layers']['kernel'],
+    0.5 * (whole['layers']['kernel'] - params['layers']['kernel']),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
+def test_bad_muon_names_its_path():
+  for key, value in (('rate', 0.0), ('momentum', 1.0), ('exclude', ('(',))):
+    with pytest.raises(
+      config_lib.ConfigError, match=f'optimizer.muon: {key}: '
+    ):
+      config_lib.from_dict(
+        optimizer.OptimizerConfig, {'muon': {key: value}}, 'optimizer'
+      )
