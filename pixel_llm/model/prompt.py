@@ -170,6 +170,10 @@ class ExtractorConfig:
     num_heads: heads of every attention; divides half the width.
     mlp_dim: hidden width of the MLP.
     out_dim: width of a visual token.
+    branch_scale: of the last kernel of every residual branch at first, but of
+      those that read the image in the first place. Norms come after the sum
+      here, so what later branches add hides what was read before; less than 1
+      lets a network from scratch start from the first reading.
     query_scale: standard deviation of the queries at first. With 1 they
       outweigh what a region's visual tokens have read of its image.
     dtype: compute dtype.
@@ -182,6 +186,7 @@ class ExtractorConfig:
   num_heads: int = 8
   mlp_dim: int = 2048
   out_dim: int = 1024
+  branch_scale: float = 1.0
   query_scale: float = 1.0
   dtype: str = 'float32'
   scan_unroll: int = 1
@@ -203,6 +208,7 @@ class Attention(nn.Module):
 
   inner: int
   config: ExtractorConfig
+  out_scale: float = 1.0
 
   @nn.compact
   def __call__(self, query: Array, key: Array, value: Array) -> Array:
@@ -235,8 +241,18 @@ class Attention(nn.Module):
     y = layers.attention(query, key, value, scale=scale)
     y = jnp.reshape(y, (*y.shape[:3], self.inner))
     return layers.Dense(
-      config.width, ('joined_kv', 'embed'), True, config.dtype, name='out'
+      config.width,
+      ('joined_kv', 'embed'),
+      True,
+      config.dtype,
+      kernel_init=_scaled_init(self.out_scale),
+      name='out',
     )(y)
+
+
+def _scaled_init(scale: float) -> Any:
+  """`layers.DEFAULT_INIT` times a factor."""
+  return nn.initializers.variance_scaling(scale**2, 'fan_in', 'normal')
 
 
 class TwoWayLayer(nn.Module):
@@ -274,8 +290,8 @@ class TwoWayLayer(nn.Module):
     def norm(name, x):
       return layers.LayerNorm(1e-5, config.dtype, name=name)(x)
 
-    def attend(name, inner, query, key, value):
-      return Attention(inner, config, name=name)(query, key, value)
+    def attend(name, inner, query, key, value, scale=1.0):
+      return Attention(inner, config, scale, name=name)(query, key, value)
 
     tokens, image = state
     if self.first:
@@ -302,7 +318,12 @@ class TwoWayLayer(nn.Module):
       config.mlp_dim, ('embed', 'mlp'), True, config.dtype, name='mlp_in'
     )(tokens)
     tokens = tokens + layers.Dense(
-      config.width, ('mlp', 'embed'), True, config.dtype, name='mlp_out'
+      config.width,
+      ('mlp', 'embed'),
+      True,
+      config.dtype,
+      kernel_init=_scaled_init(config.branch_scale),
+      name='mlp_out',
     )(nn.relu(hidden))
     tokens = norm('norm3', tokens)
 
@@ -312,6 +333,7 @@ class TwoWayLayer(nn.Module):
       image_placed,
       tokens + token_positions,
       tokens,
+      config.branch_scale,
     )
     return (tokens, norm('norm4', image)), None
 
@@ -404,7 +426,7 @@ class PromptFeatureExtractor(nn.Module):
     # Tokens no longer meet: those of the prompt have done their work.
     tokens = tokens[:, :, : config.num_queries]
     tokens = tokens + Attention(
-      config.width // 2, config, name='final_attention'
+      config.width // 2, config, config.branch_scale, name='final_attention'
     )(tokens + queries, image + image_positions, image)
     tokens = layers.LayerNorm(1e-5, config.dtype, name='final_norm')(tokens)
     return QueryDense(config.out_dim, config.dtype, name='heads')(tokens)
