@@ -85,18 +85,18 @@ def abstract(
   trainable, _ = split(params, mask)
   whole = sharding.replicated(mesh)
 
-  def like_parameter(leaf, parameter):
-    # A leaf that summarizes its parameter, such as a row mean, has no such
-    # sharding.
-    same = leaf.shape == parameter.shape
+  parameters = dict(jax.tree.leaves_with_path(trainable))
+
+  def like_parameter(path, leaf):
+    # A parameter's state is found by the end of its path. One that summarizes
+    # the parameter, such as a row mean, cannot lie as the parameter does.
+    own = (parameters.get(path[i:]) for i in range(len(path)))
+    parameter = next((p for p in own if p is not None), None)
+    same = parameter is not None and leaf.shape == parameter.shape
     return _place(leaf, parameter.sharding if same else whole)
 
-  opt_state = optax.tree.map_params(
-    optimizer,
-    like_parameter,
-    jax.eval_shape(optimizer.init, trainable),
-    trainable,
-    transform_non_params=lambda leaf: _place(leaf, whole),
+  opt_state = jax.tree.map_with_path(
+    like_parameter, jax.eval_shape(optimizer.init, trainable)
   )
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
   return TrainState(step=step, params=params, opt_state=opt_state)

@@ -116,3 +116,22 @@ def test_a_device_holds_its_shards_only():
     for x in jax.tree.leaves(abstract)
   )
   assert per_device == expected
+
+
+def test_state_of_muon_lies_as_its_matrix():
+  config = optimizer.OptimizerConfig(
+    freeze=('frozen',), muon=optimizer.MuonConfig()
+  )
+  _, mask, mesh, rules = parts(sharding.MeshConfig(data=4, model=2, fsdp=True))
+  params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+  tx = optimizer.make(config, 10, params)
+  abstract = state_lib.abstract(init, tx, mask, mesh, rules)
+  state = state_lib.create(init, tx, mask, mesh, rules, jax.random.key(0))
+  assert jax.tree.structure(abstract) == jax.tree.structure(state)
+  momenta = [
+    x for x in jax.tree.leaves(abstract.opt_state) if x.shape == (8, 16)
+  ]
+  assert len(momenta) == 1
+  assert momenta[0].sharding.spec == PartitionSpec('data', 'model')
+  for a, s in zip(jax.tree.leaves(abstract), jax.tree.leaves(state)):
+    assert a.sharding == s.sharding
