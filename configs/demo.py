@@ -63,13 +63,14 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.loss.label_smoothing = 0.0
     config.loss.point_weight = 2.0
-    # Measured: at twice these rates colours come sooner and shapes never.
+    # Measured on captions alone: at twice these rates shapes stay at chance for
+    # 1,500 steps, at these they start to be told apart after 300.
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 0.01
     config.optimizer.muon = dict(rate=2.0)
     config.optimizer.multipliers = (('(query|key)/kernel', 0.4),)
-    config.loop.steps = 2800
+    config.loop.steps = 2400
     config.loop.log_every = 50
     config.loop.checkpoint_every = 250
   return config
