@@ -184,8 +184,8 @@ class Trainer:
     curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
     stop = _Stop()
     pending: dict[str, list[Any]] = {}
-    waited, began, saved = 0.0, time.time(), start
-    interval_began, examples = began, 0
+    waited, saved = 0.0, start
+    interval_began, examples, logged = time.time(), 0, start
     with (
       stop,
       contextlib.closing(batches),
@@ -214,11 +214,13 @@ class Trainer:
           values['learning_rate'] = float(self._schedule(step - 1))
           values['examples_per_second'] = examples / seconds
           values['data_wait'] = waited / seconds
+          # At the pace of late: the first steps compile.
+          left = seconds / (step - logged) * (loop.steps - step)
           waited, interval_began, examples = 0.0, time.time(), 0
+          logged = step
           _check_finite(values, step)
           writer.write_scalars(step, values)
           curve.add(step, values)
-          left = (time.time() - began) / (step - start) * (loop.steps - step)
           self._log(_line(step, loop.steps, values, left))
         if step % loop.checkpoint_every == 0 or last:
           self.save(step, state)
