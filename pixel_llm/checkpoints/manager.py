@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import logging
 import re
 from typing import Any, TypeVar
@@ -83,7 +84,11 @@ class CheckpointManager:
       CheckpointError: the directory can't be made or read, or, read-only, does
         not exist.
     """
-    self.directory = epath.Path(directory)
+    # Orbax takes absolute paths only; a bucket's already is.
+    local = '://' not in os.fspath(directory)
+    self.directory = epath.Path(
+      os.path.abspath(directory) if local else directory
+    )
     self._config = config or CheckpointConfig()
     self._read_only = read_only
     # Set before opening, so that a failed open can be closed.

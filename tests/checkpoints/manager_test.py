@@ -105,6 +105,19 @@ def test_round_trip_is_exact_on_any_mesh(tmp_path):
       )
 
 
+def test_a_relative_directory_is_one_too(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  state = make_state(3)
+  with manager_lib.CheckpointManager('runs/demo/checkpoints') as manager:
+    manager.save(3, state)
+  # Where the process is when it reads makes no difference to an open manager.
+  with manager_lib.CheckpointManager(
+    'runs/demo/checkpoints', read_only=True
+  ) as manager:
+    monkeypatch.chdir('/')
+    assert_same(manager.restore(abstract(state)), state)
+
+
 def test_special_values_keep_their_bits(tmp_path):
   values = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)
   state = dataclasses.replace(make_state(), params={'w': jnp.asarray(values)})
