@@ -92,8 +92,9 @@ def abstract(
     # the parameter, such as a row mean, cannot lie as the parameter does.
     own = (parameters.get(path[i:]) for i in range(len(path)))
     parameter = next((p for p in own if p is not None), None)
-    same = parameter is not None and leaf.shape == parameter.shape
-    return _place(leaf, parameter.sharding if same else whole)
+    if parameter is None or leaf.shape != parameter.shape:
+      return _place(leaf, whole)
+    return _place(leaf, parameter.sharding)
 
   opt_state = jax.tree.map_with_path(
     like_parameter, jax.eval_shape(optimizer.init, trainable)
