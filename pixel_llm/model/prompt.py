@@ -170,12 +170,10 @@ class ExtractorConfig:
     num_heads: heads of every attention; divides half the width.
     mlp_dim: hidden width of the MLP.
     out_dim: width of a visual token.
-    branch_scale: of the last kernel of every residual branch at first, but of
-      those that read the image in the first place. Norms come after the sum
-      here, so what later branches add hides what was read before; less than 1
-      lets a network from scratch start from the first reading.
-    query_scale: standard deviation of the queries at first. With 1 they
-      outweigh what a region's visual tokens have read of its image.
+    branch_scale: factor of the last kernel, as it is drawn, of the MLPs, of
+      what the image reads from the tokens, and of the final attention. Norms
+      come after the sum here, so these hide what the layers have read before;
+      1 draws them as every other kernel.
     dtype: compute dtype.
     scan_unroll: layers a step of the scan.
   """
@@ -187,7 +185,6 @@ class ExtractorConfig:
   mlp_dim: int = 2048
   out_dim: int = 1024
   branch_scale: float = 1.0
-  query_scale: float = 1.0
   dtype: str = 'float32'
   scan_unroll: int = 1
 
@@ -204,7 +201,13 @@ class ExtractorConfig:
 
 
 class Attention(nn.Module):
-  """Multi-head attention with biases, `inner` wide between its projections."""
+  """Multi-head attention with biases.
+
+  Attributes:
+    inner: width between its projections.
+    config: the extractor's.
+    out_scale: factor of the last kernel as it is drawn.
+  """
 
   inner: int
   config: ExtractorConfig
@@ -389,7 +392,7 @@ class PromptFeatureExtractor(nn.Module):
     queries = self.param(
       'queries',
       nn.with_logical_partitioning(
-        nn.initializers.normal(config.query_scale), ('unsharded', 'embed')
+        nn.initializers.normal(1.0), ('unsharded', 'embed')
       ),
       (config.num_queries, config.width),
     )

@@ -214,7 +214,7 @@ class Trainer:
           values['learning_rate'] = float(self._schedule(step - 1))
           values['examples_per_second'] = examples / seconds
           values['data_wait'] = waited / seconds
-          # At the pace of late: the first steps compile.
+          # At the last interval's pace: the first steps compile.
           left = seconds / (step - logged) * (loop.steps - step)
           waited, interval_began, examples = 0.0, time.time(), 0
           logged = step
@@ -226,8 +226,10 @@ class Trainer:
           self.save(step, state)
           saved = step
         if loop.eval_every and step % loop.eval_every == 0 and not last:
+          before = time.time()
           self.evaluate(state.params, step, writer)
-          interval_began = time.time()
+          # Not of the steps: neither their pace nor their wait for data.
+          interval_began += time.time() - before
         if stop.asked:
           break
     self.checkpoints.wait()

@@ -24,9 +24,7 @@ from pixel_llm import config as config_lib
 
 # How many known paths an error about a regex lists.
 _LISTED = 20
-
-
-# Root mean square of an Adam update, which Muon's is brought to.
+# Root mean square of an Adam update, to which Muon's is brought.
 _UPDATE_RMS = 0.2
 
 
@@ -34,9 +32,8 @@ _UPDATE_RMS = 0.2
 class MuonConfig:
   """Muon for matrices: the momentum of the gradient, made orthogonal.
 
-  All directions of a matrix move alike, so no correlated inputs (the pixels of
-  a patch, say) can blow it up: small networks from scratch stand ten times the
-  rate of AdamW. The rest of the parameters stay with AdamW.
+  All directions of a matrix move alike, also where inputs are correlated, as
+  the pixels of a patch are. The rest of the parameters stay with AdamW.
 
   Source: "Muon is Scalable for LLM Training", arXiv 2502.16982: updates are
   brought to the root mean square of AdamW's, so both share a learning rate.
@@ -244,6 +241,8 @@ def _directions(config: MuonConfig, params: Any) -> Any:
 
 
 def _muon(config: MuonConfig) -> optax.GradientTransformation:
+  """Directions of the parameters that `_directions` calls 'muon'."""
+
   def axes(tree):
     return jax.tree.map(
       lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), tree

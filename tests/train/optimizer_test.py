@@ -219,7 +219,7 @@ def muon(**options):
 
 def test_muon_moves_all_directions_of_each_matrix_of_a_stack_alike():
   params = jax.tree.map(jnp.zeros_like, matrices())
-  # One direction of the gradient is twenty times as strong as the rest.
+  # One direction of the gradient is many times as strong as the rest.
   grads = matrices()
   strong = jnp.outer(jnp.arange(4.0), jnp.ones(6))[None]
   grads['layers']['kernel'] += 5.0 * strong
