@@ -7,7 +7,7 @@ import ml_collections
 from configs import default
 
 ROOT = 'runs/demo'
-PATCH, IMAGE, WIDTH = 8, 64, 96
+PATCH, IMAGE, WIDTH = 8, 64, 64
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.streams = {
       'captions': dict(
         mixture='scenes_caption_at',
-        rate=2.0,
+        rate=1.0,
         batch=24,
         regions=4,
         context=6,
@@ -36,15 +36,15 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       'narratives': dict(
         mixture='scenes_narrate',
-        rate=1.0,
-        batch=16,
+        rate=1.5,
+        batch=24,
         regions=2,
         context=6,
         length=52,
       ),
       'expressions': dict(
         mixture='scenes_refer',
-        rate=1.0,
+        rate=1.5,
         batch=24,
         regions=4,
         context=14,
@@ -62,14 +62,19 @@ def get_config() -> ml_collections.ConfigDict:
       'refer/p_at_0.5 >= 0.6',
     )
     config.loss.label_smoothing = 0.0
-    config.loss.point_weight = 2.0
-    # Colours stand higher rates; shapes come sooner at these than at double.
+    config.loss.point_weight = 8.0
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 0.01
     config.optimizer.muon = dict(rate=2.0)
-    config.optimizer.multipliers = (('(query|key)/kernel', 0.4),)
-    config.loop.steps = 2400
+    # Encoders stand the highest rates, attention logits the lowest.
+    config.optimizer.multipliers = (
+      ('^(eva|sam)/', 4.0),
+      ('^extractor/.*(query|key)/kernel', 0.4),
+      ('^t5/.*query/kernel', 0.6),
+      ('.', 2.0),
+    )
+    config.loop.steps = 2600
     config.loop.log_every = 50
     config.loop.checkpoint_every = 250
   return config
@@ -102,14 +107,17 @@ def _model(model: ml_collections.ConfigDict) -> None:
   # Smooth positions: both corners of a box together point at its middle.
   model.prompt.frequency_scale = 0.4
   model.extractor.update(
-    num_queries=8,
-    depth=2,
+    num_queries=4,
+    depth=1,
     width=WIDTH,
     num_heads=4,
     mlp_dim=2 * WIDTH,
     out_dim=WIDTH,
     branch_scale=0.1,
-    scan_unroll=2,
+  )
+  # From scratch, what is in a box is learned several times sooner this way.
+  model.region = dict(
+    bins=4, bin_channels=32, mlp_dim=2 * WIDTH, cells=IMAGE // PATCH
   )
   model.t5.update(
     vocab_size=384,

@@ -36,14 +36,15 @@ PATTERNS = ('plain', 'striped', 'dotted')
 BACKGROUNDS = ('grey', 'brown', 'beige')
 
 # Diameters as parts of the image's shorter side.
-DIAMETERS = {'small': (0.22, 0.28), 'large': (0.38, 0.48)}
+DIAMETERS = {'small': (0.28, 0.34), 'large': (0.46, 0.56)}
 # At least so much of the longer side: what a network sees of a long image.
-SMALLEST = 0.15
+SMALLEST = 0.2
 VISIBLE = 0.6  # of every thing, at least
 
 _SIDE = (96, 192)  # the longer side, pixels
-_COUNT = (0.2, 0.25, 0.25, 0.15, 0.1, 0.05)  # of 1 to 6 things
+_COUNT = (0.25, 0.3, 0.2, 0.13, 0.08, 0.04)  # of 1 to 6 things
 _LARGE = (0.5, 0.5, 0.5, 0.35, 0.25, 0.2)  # share of large things, by count
+_PATTERNED = 0.5  # share of things that are striped or dotted
 _DISTRACTOR = 0.5
 _CROWDED = 0.35  # share of scenes whose things may hide one another
 _TILT = {'square': 0.2, 'triangle': 0.2, 'star': 0.3, 'cross': 0.2}  # radians
@@ -136,7 +137,7 @@ def sample(rng: np.random.Generator) -> Scene:
     rng: consumed; the scene depends on nothing else.
   """
   longer = int(rng.integers(_SIDE[0], _SIDE[1] + 1))
-  aspect = 2 ** rng.uniform(-1, 1)
+  aspect = 2 ** rng.triangular(-1, 0, 1)
   width = longer if aspect >= 1 else round(longer * aspect)
   height = longer if aspect < 1 else round(longer / aspect)
   looks = _looks(rng, int(rng.choice(len(_COUNT), p=_COUNT)) + 1)
@@ -198,7 +199,9 @@ def _looks(rng: np.random.Generator, count: int) -> list[Look]:
       shape=_pick(rng, SHAPES),
       color=_pick(rng, COLORS),
       size=SIZES[int(rng.random() < _LARGE[count - 1])],
-      pattern=_pick(rng, PATTERNS),
+      pattern=(
+        _pick(rng, PATTERNS[1:]) if rng.random() < _PATTERNED else PATTERNS[0]
+      ),
     )
     for _ in range(count)
   ]

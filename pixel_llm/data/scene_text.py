@@ -43,7 +43,7 @@ _RELATION_WORDS = {
 }
 # How often one tries to mean something by its attributes, by attributes other
 # than the shape, by its place, by its relation to another thing.
-_KINDS = (0.3, 0.03, 0.17, 0.5)
+_KINDS = (0.34, 0.04, 0.2, 0.42)
 _TRIES = 60
 # What must lie between two things for one to be called further, parts of the
 # image's longer side; and how much larger the larger one must be.

@@ -17,6 +17,7 @@ from flax import linen as nn
 from pixel_llm import batch as batch_lib
 from pixel_llm.model import eva as eva_lib
 from pixel_llm.model import prompt as prompt_lib
+from pixel_llm.model import region as region_lib
 from pixel_llm.model import regression as regression_lib
 from pixel_llm.model import sam as sam_lib
 from pixel_llm.model import t5 as t5_lib
@@ -33,6 +34,8 @@ class ModelConfig:
     sam: localization image encoder; at least one encoder is present.
     prompt: location prompt encoder.
     extractor: prompt feature extractor.
+    region: tokens of the region and of the image's cells beside the
+      extractor's; None, as published, leaves them out.
     t5: language model.
     regression: per-token regression head.
   """
@@ -49,6 +52,7 @@ class ModelConfig:
   extractor: prompt_lib.ExtractorConfig = dataclasses.field(
     default_factory=prompt_lib.ExtractorConfig
   )
+  region: region_lib.RegionConfig | None = None
   t5: t5_lib.T5Config = dataclasses.field(default_factory=t5_lib.T5Config)
   regression: regression_lib.RegressionConfig = dataclasses.field(
     default_factory=regression_lib.RegressionConfig
@@ -102,6 +106,11 @@ class PixelLLM(nn.Module):
     self.sam = sam_lib.Sam(c.sam) if c.sam is not None else None
     self.prompt_encoder = prompt_lib.LocationPromptEncoder(c.prompt)
     self.extractor = prompt_lib.PromptFeatureExtractor(c.extractor)
+    self.region = (
+      region_lib.RegionTokens(c.region, c.extractor.out_dim)
+      if c.region is not None
+      else None
+    )
     self.projection = prompt_lib.Projection(c.t5.emb_dim)
     self.t5 = t5_lib.T5(c.t5)
     self.regression = regression_lib.RegressionHead(c.regression)
@@ -145,7 +154,7 @@ class PixelLLM(nn.Module):
     prompt_boxes: Array,
     image_size: Array,
     canvas: tuple[int, int],
-  ) -> Array:
+  ) -> tuple[Array, Array]:
     """Visual tokens of each prompt.
 
     Args:
@@ -154,14 +163,35 @@ class PixelLLM(nn.Module):
       image_size: [B, 2] int32 valid (height, width), pixels.
       canvas: (height, width) of the padded input, pixels.
 
-    Returns: [B, R, queries, T5 width].
+    Returns:
+      [B, R, V, T5 width], those of the extractor's queries first, then those
+      of `RegionTokens`; and their validity [B, R, V] bool.
     Source: paper section 3.2.
     """
     size = jnp.asarray(image_size[:, ::-1], jnp.float32)  # (width, height)
     scale = jnp.concatenate([size, size], axis=-1)[:, None, :]
-    prompts = self.prompt_encoder.boxes(prompt_boxes * scale, canvas)
+    boxes_px = prompt_boxes * scale
+    prompts = self.prompt_encoder.boxes(boxes_px, canvas)
     positions = self.prompt_encoder.positions(*features.shape[1:3])
-    return self.projection(self.extractor(features, positions, prompts))
+    visual = self.extractor(features, positions, prompts)
+    valid = jnp.ones(visual.shape[:3], bool)
+    if self.config.region is not None and self.region is not None:
+      height, width = canvas
+      sides = jnp.asarray([width, height] * 2, jnp.float32)[None, None]
+      boxes = boxes_px / sides
+      whole = jnp.concatenate([jnp.zeros_like(size), size], -1)[:, None] / sides
+      corners = boxes.reshape(*boxes.shape[:2], 2, 2)
+      cells = region_lib.centers(whole, self.config.region.cells)
+      tokens, near = self.region(
+        features,
+        boxes,
+        whole,
+        self.prompt_encoder.places(corners),
+        self.prompt_encoder.places(cells),
+      )
+      visual = jnp.concatenate([visual, tokens], axis=2)
+      valid = jnp.concatenate([valid, near], axis=2)
+    return self.projection(visual), valid
 
   def encode(
     self,
@@ -176,11 +206,15 @@ class PixelLLM(nn.Module):
 
     Returns: [B * R, S, width] and its validity [B * R, S] bool.
     """
-    visual = self.embed_regions(features, prompt_boxes, image_size, canvas)
-    b, r, q, d = visual.shape
-    tokens = encoder_input_tokens.reshape(b * r, -1)
+    visual, visual_valid = self.embed_regions(
+      features, prompt_boxes, image_size, canvas
+    )
+    b, r, v, d = visual.shape
     return self.t5.encode(
-      visual.reshape(b * r, q, d), tokens, deterministic=deterministic
+      visual.reshape(b * r, v, d),
+      encoder_input_tokens.reshape(b * r, -1),
+      deterministic,
+      visual_valid.reshape(b * r, v),
     )
 
   def __call__(

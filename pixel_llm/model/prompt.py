@@ -97,6 +97,16 @@ class LocationPromptEncoder(nn.Module):
     embedded = self._locate(corners, image_size_px)
     return embedded + _lift(kinds, embedded.ndim)
 
+  def places(self, points: Array) -> Array:
+    """Embeds positions alone.
+
+    Args:
+      points: [..., 2] xy, normalized to the padded input.
+
+    Returns: [..., embed_dim].
+    """
+    return self._encode(jnp.asarray(points, jnp.float32))
+
   def points(
     self, points_px: Array, labels: Array, image_size_px: tuple[int, int]
   ) -> Array:

@@ -588,15 +588,20 @@ class T5(nn.Module):
     )
 
   def encode(
-    self, visual: Array | None, tokens: Array, deterministic: bool = True
+    self,
+    visual: Array | None,
+    tokens: Array,
+    deterministic: bool = True,
+    visual_valid: Array | None = None,
   ) -> tuple[Array, Array]:
     """Encodes visual tokens followed by text.
 
     Args:
-      visual: [N, V, emb] embeddings, always valid, or None for text alone.
-        They take positions 0..V-1, the text those after.
+      visual: [N, V, emb] embeddings, or None for text alone. They take
+        positions 0..V-1, the text those after.
       tokens: [N, C] int, 0 is padding; C may be 0.
       deterministic: no dropout.
+      visual_valid: [N, V] bool, those of `visual` to attend to; None for all.
 
     Returns:
       encoded [N, V + C, emb] and encoder_valid [N, V + C] bool.
@@ -605,7 +610,9 @@ class T5(nn.Module):
     valid = tokens > 0
     if visual is not None:
       x = jnp.concatenate([jnp.asarray(visual, x.dtype), x], axis=1)
-      valid = jnp.concatenate([jnp.ones(visual.shape[:2], bool), valid], axis=1)
+      if visual_valid is None:
+        visual_valid = jnp.ones(visual.shape[:2], bool)
+      valid = jnp.concatenate([visual_valid, valid], axis=1)
     return self.encoder(x, valid, deterministic), valid
 
   def decode(

@@ -15,15 +15,21 @@ from pixel_llm.metrics import refer as refer_metrics
 from pixel_llm.tasks import task as task_lib
 
 
+# Weight of the words before the last. Reference: 0 there; from scratch, more
+# words that pull towards the object help it to be found.
+EARLIER = 0.3
+
+
 def question(region: example_lib.Region) -> task_lib.Question:
-  """The expression; its last token is where the object's corners are."""
+  """The expression; its last token is where the object's corners are read."""
   box = region.box
 
   def token_boxes(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     boxes = np.zeros((len(spans), 4), np.float32)
     weights = np.zeros((len(spans),), np.float32)
     if box is not None and len(spans):
-      boxes[-1], weights[-1] = box, 1
+      boxes[:], weights[:] = box, EARLIER
+      weights[-1] = 1
     return boxes, weights
 
   return task_lib.Question(

@@ -242,7 +242,9 @@ def test_our_reader_takes_every_narrative(root):
     assert len(item.regions) == 2
     for _, region in item.regions:
       assert (region.spans >= 0).all()
-      assert (region.span_weights > 0).mean() > 0.9
+      # Of short ones too, at most one is said before the pointer comes.
+      missing = (region.span_weights == 0).sum()
+      assert missing <= max(1, 0.1 * len(region.span_weights))
 
 
 def test_images(root):
@@ -440,7 +442,7 @@ def test_the_metric_knows_our_words():
 def test_counts_and_distractors(samples):
   counts = np.array([len(s.things) for s in samples])
   assert set(counts) == {1, 2, 3, 4, 5, 6}
-  assert 2.5 < counts.mean() < 3.2
+  assert 2.2 < counts.mean() < 2.9
 
   def alike(a, b):
     return sum(
@@ -464,10 +466,10 @@ def test_sizes_leave_a_gap(samples):
     for thing in scene.things:
       ratio = thing.diameter / shorter
       if thing.look.size == 'small':
-        assert 0.2 < ratio < 0.31
+        assert 0.26 < ratio < 0.42
       else:
-        assert 0.37 < ratio < 0.49
-      assert thing.diameter > 0.14 * max(scene.width, scene.height)
+        assert 0.44 < ratio < 0.58
+      assert thing.diameter > 0.19 * max(scene.width, scene.height)
 
 
 def test_most_of_everything_can_be_seen(samples):

@@ -468,3 +468,30 @@ def test_shift_right():
   np.testing.assert_array_equal(
     t5.shift_right(jnp.asarray([[5, 1, 0], [7, 8, 9]])), [[0, 5, 1], [0, 7, 8]]
   )
+
+
+def test_visual_tokens_that_are_not_valid_change_nothing():
+  model = t5.T5(
+    t5.T5Config(
+      vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12,
+      num_encoder_layers=2, num_decoder_layers=1, dropout_rate=0.0,
+    )
+  )  # fmt: skip
+  visual = jax.random.normal(jax.random.key(0), (2, 4, 8))
+  tokens = jnp.array([[5, 6, 1], [7, 1, 0]])
+  valid = jnp.array([[True, False, True, True], [False, True, True, False]])
+  params = model.init(jax.random.key(1), visual, tokens, tokens, tokens)
+
+  def run(visual, valid):
+    encoded, mask = model.apply(
+      params, visual, tokens, True, valid, method='encode'
+    )
+    logits, _ = model.apply(
+      params, encoded, mask, tokens, tokens, method='decode'
+    )
+    # A padded position has nothing to attend to and so attends to anything.
+    return logits[tokens > 0]
+
+  other = jnp.where(valid[..., None], visual, 3 * visual + 1)
+  np.testing.assert_allclose(run(visual, valid), run(other, valid), atol=1e-6)
+  assert np.abs(run(visual, valid) - run(visual, None)).max() > 1e-4

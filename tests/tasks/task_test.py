@@ -11,7 +11,7 @@ from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
 from pixel_llm import tasks
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.tasks import answer
+from pixel_llm.tasks import answer, refer
 from pixel_llm.tasks import task as task_lib
 
 TEXT = 'a red ring and a blue star'
@@ -65,12 +65,16 @@ def test_narrate_gives_each_token_its_utterances_box(vocabulary):
   np.testing.assert_array_equal(row['prompt_boxes'], [0, 0, 1, 1])
 
 
-def test_refer_weighs_only_the_place_of_the_last_token(vocabulary):
+def test_refer_weighs_the_place_of_the_last_token_most(vocabulary):
   row = task_lib.row(tasks.REFER, region(BOX), vocabulary, SIZES)
   count = len(vocabulary.encode(TEXT))
   assert row['decoder_loss_weights'].sum() == 0
-  np.testing.assert_array_equal(np.flatnonzero(row['point_weights']), count - 1)
-  np.testing.assert_allclose(row['points'][count - 1].reshape(4), BOX)
+  weights = row['point_weights']
+  assert weights[count - 1] == 1
+  np.testing.assert_allclose(weights[: count - 1], refer.EARLIER)
+  assert not weights[count:].any()
+  for points in row['points'][:count]:
+    np.testing.assert_allclose(points.reshape(4), BOX)
   prompt = row['encoder_input_tokens']
   assert prompt[:count].tolist() == vocabulary.encode(TEXT)
   assert prompt[count] == vocabulary_lib.EOS_ID
@@ -82,7 +86,7 @@ def test_a_cut_answer_keeps_its_end_and_its_place(vocabulary):
   )
   row = task_lib.row(tasks.REFER, region(BOX), vocabulary, sizes)
   assert row['decoder_target_tokens'][-1] == vocabulary_lib.EOS_ID
-  assert row['point_weights'].tolist() == [0, 1, 0]
+  np.testing.assert_allclose(row['point_weights'], [refer.EARLIER, 1, 0])
   box = task_lib.answer_box(row['decoder_target_tokens'], row['points'])
   np.testing.assert_allclose(box, BOX)
 

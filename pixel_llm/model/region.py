@@ -1,0 +1,190 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Looking straight at a region: visual tokens that need not be found first.
+
+The prompt feature extractor has to learn where a box is from its corners, and
+until it has, the language model sees nothing that belongs to the box. Here the
+place is given: one token is the region itself, RoI-aligned, and the cells of
+the image that lie in it are further tokens, the same ones for every region.
+
+Reference: not in the paper, whose extractor starts from encoders that know what
+they see and trains for long. `ModelConfig.region` is None there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pixel_llm.model import layers
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionConfig:
+  """Numbers of `RegionTokens`.
+
+  Attributes:
+    bins: side of the grid of bins that a region's own token is made of.
+    bin_channels: features a bin.
+    mlp_dim: hidden width between the bins and the token.
+    cells: side of the grid of cells of the valid image.
+    dtype: compute dtype.
+  """
+
+  bins: int = 7
+  bin_channels: int = 256
+  mlp_dim: int = 1024
+  cells: int = 16
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    for name in ('bins', 'bin_channels', 'mlp_dim', 'cells'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'RegionConfig.{name}: expected at least 1, got '
+          f'{getattr(self, name)}.'
+        )
+
+
+class RegionTokens(nn.Module):
+  """One token of the region, and one of each cell of the image.
+
+  Source: bins as RoIAlign (arXiv 1703.06870) samples them, then two layers as
+  in the box head of Fast R-CNN (arXiv 1504.08083).
+
+  Attributes:
+    config: the numbers.
+    width: of a token.
+  """
+
+  config: RegionConfig
+  width: int
+
+  @nn.compact
+  def __call__(
+    self,
+    features: Array,
+    boxes: Array,
+    image_boxes: Array,
+    corner_positions: Array,
+    cell_positions: Array,
+  ) -> tuple[Array, Array]:
+    """Reads every region.
+
+    Args:
+      features: [B, h, w, C], the image, shared by its regions.
+      boxes: [B, R, 4] xyxy, normalized to the padded input.
+      image_boxes: [B, 1, 4] xyxy of the valid image, normalized alike.
+      corner_positions: [B, R, 2, E], embedded corners of `boxes`.
+      cell_positions: [B, 1, cells * cells, E], embedded `centers` of
+        `image_boxes`.
+
+    Returns:
+      [B, R, 1 + cells * cells, width], the region's own token first, then the
+      cells row by row; and their validity, bool, without the last axis: a cell
+      is valid where the box comes within half a cell of its centre, so that
+      every box within the image has one.
+    """
+    config = self.config
+    batch, regions = boxes.shape[:2]
+
+    def project(name, x, size, axes=('unsharded', 'embed')):
+      return layers.Dense(size, axes, True, config.dtype, name=name)(x)
+
+    bins = project('bin_projection', features, config.bin_channels)
+    bins = sample(bins, boxes, config.bins)
+    bins = bins.reshape(batch, regions, -1)
+    own = project('mlp_in', bins, config.mlp_dim, ('unsharded', 'mlp'))
+    own = nn.gelu(own, approximate=False)
+    place = jnp.concatenate(
+      [corner_positions.reshape(batch, regions, -1), boxes], axis=-1
+    )
+    own = project('mlp_out', own, self.width, ('mlp', 'embed'))
+    own = own + project('corner_projection', place, self.width)
+
+    cells = project('cell_projection', features, self.width)
+    cells = sample(cells, image_boxes, config.cells)
+    cells = cells + project('position_projection', cell_positions, self.width)
+    cells = jnp.broadcast_to(cells, (batch, regions, *cells.shape[2:]))
+
+    tokens = jnp.concatenate([own[:, :, None], cells], axis=2)
+    near = _near(boxes, image_boxes, config.cells)
+    valid = jnp.concatenate([jnp.ones((batch, regions, 1), bool), near], axis=2)
+    return tokens, valid
+
+
+def centers(boxes: Array, grid: int) -> Array:
+  """Centres of the parts of boxes.
+
+  Args:
+    boxes: [..., 4] xyxy.
+    grid: parts along each side.
+
+  Returns:
+    [..., grid * grid, 2] xy in the units of `boxes`, row by row.
+  """
+  part = (jnp.arange(grid, dtype=jnp.float32) + 0.5) / grid
+  part = jnp.stack(jnp.meshgrid(part, part), axis=-1).reshape(-1, 2)
+  low, high = boxes[..., None, :2], boxes[..., None, 2:]
+  part = jnp.reshape(part, (1,) * (low.ndim - 2) + part.shape)
+  return low + (high - low) * part
+
+
+def sample(features: Array, boxes: Array, grid: int) -> Array:
+  """What an image shows in each part of boxes.
+
+  Linear interpolation at the centre of a part, stretched to the part's size
+  where that is larger than a cell, so that no cell of a box is passed over.
+
+  Args:
+    features: [B, h, w, C].
+    boxes: [B, R, 4] xyxy, normalized to the padded input.
+    grid: parts along each side of a box.
+
+  Returns:
+    [B, R, grid * grid, C], row by row.
+  """
+  batch, height, width, channels = features.shape
+  regions = boxes.shape[1]
+  across, down = (
+    _weights(boxes[..., i], boxes[..., i + 2], grid, cells)
+    for i, cells in ((0, width), (1, height))
+  )
+  # One product of all parts with all cells: row by row, then column by column,
+  # would be fewer operations, but in as many products as there are regions.
+  weights = down[..., :, None, :, None] * across[..., None, :, None, :]
+  weights = weights.reshape(batch, regions * grid * grid, height * width)
+  y = jnp.asarray(weights, features.dtype) @ features.reshape(
+    batch, height * width, channels
+  )
+  return y.reshape(batch, regions, grid * grid, channels)
+
+
+def _weights(low: Array, high: Array, grid: int, cells: int) -> Array:
+  """[B, R] ends in [0, 1] -> [B, R, grid, cells]; each row sums to 1."""
+  part = (jnp.arange(grid, dtype=jnp.float32) + 0.5) / grid
+  middle = (jnp.arange(cells, dtype=jnp.float32) + 0.5) / cells
+  low, high = low[..., None], high[..., None]
+  center = low + (high - low) * part[None, None]
+  # Beyond the middle of the outermost cell there is nothing to interpolate.
+  center = jnp.clip(center, middle[0], middle[-1])[..., None]
+  reach = jnp.maximum((high - low) / grid, 1 / cells)[..., None]
+  offset = jnp.abs(center - middle[None, None, None]) / reach
+  weights = jnp.maximum(1 - offset, 0)
+  return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _near(boxes: Array, image_boxes: Array, cells: int) -> Array:
+  """[B, R, cells * cells] bool: does the box reach the cell's centre, nearly."""
+  low, high = image_boxes[..., :2], image_boxes[..., 2:]
+  # A hair more than half a cell: rounding must not leave a box without cells.
+  half = (high - low)[..., None, :] * (0.5 / cells + 1e-4)
+  middle = centers(image_boxes, cells)
+  first = jnp.clip(boxes[..., :2], low, high)[..., None, :]
+  last = jnp.clip(boxes[..., 2:], low, high)[..., None, :]
+  return jnp.all((middle >= first - half) & (middle <= last + half), axis=-1)

@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens of regions: what is sampled where, and which cells belong to a box."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixel_llm import sharding
+from pixel_llm.model import region
+
+CONFIG = region.RegionConfig(bins=2, bin_channels=4, mlp_dim=12, cells=3)
+WHOLE = np.array([[[0, 0, 1, 1]]], np.float32)
+UNIT = st.floats(0, 1, width=32)
+
+
+@pytest.fixture(scope='module', name='tiny')
+def tiny_fixture():
+  keys = jax.random.split(jax.random.key(0), 4)
+  low = jax.random.uniform(keys[0], (2, 3, 2), maxval=0.4)
+  boxes = jnp.concatenate([low, low + 0.3], -1)
+  inputs = (
+    jax.random.normal(keys[1], (2, 4, 6, 5)),
+    boxes,
+    jnp.array([[[0, 0, 1, 0.75]], [[0, 0, 0.5, 1]]]),
+    jax.random.normal(keys[2], (2, 3, 2, 8)),
+    jax.random.normal(keys[3], (2, 1, 9, 8)),
+  )
+  model = region.RegionTokens(CONFIG, 7)
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(1), *inputs))
+  return jax.jit(model.apply), params, inputs
+
+
+def test_shapes(tiny):
+  apply, params, inputs = tiny
+  tokens, valid = apply(params, *inputs)
+  assert tokens.shape == (2, 3, 10, 7)
+  assert valid.shape == (2, 3, 10)
+  assert valid.dtype == bool
+  assert valid[..., 0].all()
+
+
+def test_centers_go_row_by_row():
+  y = region.centers(jnp.array([[10.0, 20, 14, 28]]), 2)
+  np.testing.assert_allclose(y, [[[11, 22], [13, 22], [11, 26], [13, 26]]])
+
+
+def test_a_ramp_is_read_at_the_centers():
+  # Cells of an image whose features are their own positions.
+  height, width = 16, 24
+  y, x = np.meshgrid(
+    (np.arange(height) + 0.5) / height,
+    (np.arange(width) + 0.5) / width,
+    indexing='ij',
+  )
+  features = np.stack([x, y], -1).astype(np.float32)[None]
+  # Narrower and wider than cells, away from the border.
+  boxes = np.array([[[0.4, 0.5, 0.43, 0.54], [0.3, 0.3, 0.7, 0.75]]], 'f')
+  for grid in (1, 2, 3):
+    # Bins of several cells are read to within the fourth of a cell.
+    np.testing.assert_allclose(
+      region.sample(features, boxes, grid),
+      region.centers(boxes, grid),
+      atol=0.25 / height,
+    )
+  one = region.sample(features, boxes[:, :1], 3)
+  np.testing.assert_allclose(one, region.centers(boxes[:, :1], 3), atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(UNIT, min_size=4, max_size=4), st.integers(1, 5))
+def test_sampling_neither_adds_nor_takes(corners, grid):
+  x0, y0, x1, y1 = corners
+  box = np.array([[[min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]]], 'f')
+  y = region.sample(np.ones((1, 3, 5, 1), 'f'), box, grid)
+  np.testing.assert_allclose(y, 1, atol=1e-5)
+
+
+def test_no_cell_of_a_box_is_passed_over():
+  features = np.eye(64, dtype='f').reshape(1, 8, 8, 64)
+  for grid in (1, 2, 3):
+    read = region.sample(features, WHOLE, grid)[0, 0].sum(0)
+    assert (np.asarray(read) > 0).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(UNIT, min_size=4, max_size=4), st.integers(1, 7))
+def test_every_box_in_the_image_has_a_cell(corners, cells):
+  x0, y0, x1, y1 = corners
+  image = np.array([[[0, 0, 1, 0.5]]], 'f')
+  box = [min(x0, x1), min(y0, y1) / 2, max(x0, x1), max(y0, y1) / 2]
+  near = region._near(np.array([[box]], 'f'), image, cells)
+  assert near.any()
+
+
+def test_the_whole_image_has_every_cell_and_a_box_only_its_own():
+  boxes = np.array([[[0, 0, 1, 1], [0.05, 0.3, 0.2, 0.9]]], 'f')
+  near = np.asarray(region._near(boxes, WHOLE, 4)).reshape(2, 4, 4)
+  assert near[0].all()
+  np.testing.assert_array_equal(near[1].any(0), [True, False, False, False])
+  np.testing.assert_array_equal(near[1].any(1), [False, True, True, True])
+
+
+def test_cells_are_the_same_for_every_region(tiny):
+  apply, params, inputs = tiny
+  tokens, _ = apply(params, *inputs)
+  np.testing.assert_array_equal(tokens[:, 0, 1:], tokens[:, 1, 1:])
+  assert np.abs(tokens[:, 0, 0] - tokens[:, 1, 0]).max() > 1e-3
+
+
+def test_gradients_reach_every_parameter(tiny):
+  apply, params, inputs = tiny
+  grads = jax.grad(lambda p: jnp.sum(jnp.sin(apply(p, *inputs)[0])))(params)
+  for path, g in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.abs(g).max() > 1e-6, jax.tree_util.keystr(path)
+
+
+def test_every_parameter_has_known_axes(tiny):
+  *_, inputs = tiny
+  model = region.RegionTokens(CONFIG, 7)
+  boxed = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  is_boxed = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  for leaf in jax.tree.leaves(boxed, is_leaf=is_boxed):
+    assert is_boxed(leaf)
+    assert set(leaf.names) <= sharding.AXIS_NAMES
+    nn.logical_to_mesh_axes(leaf.names, sharding.RULES)
+
+
+@pytest.mark.parametrize('name', ['bins', 'bin_channels', 'mlp_dim', 'cells'])
+def test_impossible_numbers_are_refused(name):
+  with pytest.raises(ValueError, match=f'RegionConfig.{name}: expected'):
+    region.RegionConfig(**{name: 0})
