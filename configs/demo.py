@@ -74,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
       ('^t5/.*query/kernel', 0.6),
       ('.', 2.0),
     )
-    config.loop.steps = 2600
+    config.loop.steps = 2400
     config.loop.log_every = 50
     config.loop.checkpoint_every = 250
   return config

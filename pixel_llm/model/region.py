@@ -180,7 +180,7 @@ def _weights(low: Array, high: Array, grid: int, cells: int) -> Array:
 
 
 def _near(boxes: Array, image_boxes: Array, cells: int) -> Array:
-  """[B, R, cells * cells] bool: does the box reach the cell's centre, nearly."""
+  """[B, R, cells * cells] bool: is the cell's centre in the box, or nearly."""
   low, high = image_boxes[..., :2], image_boxes[..., 2:]
   # A hair more than half a cell: rounding must not leave a box without cells.
   half = (high - low)[..., None, :] * (0.5 / cells + 1e-4)

@@ -12,7 +12,6 @@ from pixel_llm import batch as batch_lib
 from pixel_llm.model import decoding, pixel_llm, region
 from pixel_llm.tasks import task as task_lib
 
-
 REGION = region.RegionConfig(bins=2, bin_channels=4, mlp_dim=12, cells=3)
 
 
