@@ -67,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 0.01
     config.optimizer.muon = dict(rate=2.0)
-    # Encoders stand the highest rates, attention logits the lowest.
+    # The best of those tried; the first that is found in a path applies.
     config.optimizer.multipliers = (
       ('^(eva|sam)/', 4.0),
       ('^extractor/.*(query|key)/kernel', 0.4),
@@ -115,7 +115,7 @@ def _model(model: ml_collections.ConfigDict) -> None:
     out_dim=WIDTH,
     branch_scale=0.1,
   )
-  # From scratch, what is in a box is learned several times sooner this way.
+  # From scratch, shapes in boxes come far sooner with it.
   model.region = dict(
     bins=4, bin_channels=32, mlp_dim=2 * WIDTH, cells=IMAGE // PATCH
   )
