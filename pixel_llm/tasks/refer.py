@@ -14,8 +14,8 @@ from pixel_llm import example as example_lib
 from pixel_llm.metrics import refer as refer_metrics
 from pixel_llm.tasks import task as task_lib
 
-# Weight of the words before the last. Reference: 0 there; what it does by itself
-# was not isolated.
+# Weight of the words before the last. Reference: 0 there; what this does by
+# itself was not isolated.
 EARLIER = 0.3
 
 
