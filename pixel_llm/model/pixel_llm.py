@@ -164,8 +164,9 @@ class PixelLLM(nn.Module):
       canvas: (height, width) of the padded input, pixels.
 
     Returns:
-      [B, R, V, T5 width], those of the extractor's queries first, then those
-      of `RegionTokens`; and their validity [B, R, V] bool.
+      [B, R, V, T5 width], those of the extractor's queries first, then the
+      region's own and the image's cells, if any; and their validity
+      [B, R, V] bool.
     Source: paper section 3.2.
     """
     size = jnp.asarray(image_size[:, ::-1], jnp.float32)  # (width, height)
@@ -173,25 +174,30 @@ class PixelLLM(nn.Module):
     boxes_px = prompt_boxes * scale
     prompts = self.prompt_encoder.boxes(boxes_px, canvas)
     positions = self.prompt_encoder.positions(*features.shape[1:3])
-    visual = self.extractor(features, positions, prompts)
+    visual = self.projection(self.extractor(features, positions, prompts))
     valid = jnp.ones(visual.shape[:3], bool)
-    if self.config.region is not None and self.region is not None:
-      height, width = canvas
-      sides = jnp.asarray([width, height] * 2, jnp.float32)[None, None]
-      boxes = boxes_px / sides
-      whole = jnp.concatenate([jnp.zeros_like(size), size], -1)[:, None] / sides
-      corners = boxes.reshape(*boxes.shape[:2], 2, 2)
-      cells = region_lib.centers(whole, self.config.region.cells)
-      tokens, near = self.region(
-        features,
-        boxes,
-        whole,
-        self.prompt_encoder.places(corners),
-        self.prompt_encoder.places(cells),
-      )
-      visual = jnp.concatenate([visual, tokens], axis=2)
-      valid = jnp.concatenate([valid, near], axis=2)
-    return self.projection(visual), valid
+    if self.region is None:
+      return visual, valid
+
+    height, width = canvas
+    sides = jnp.asarray([width, height] * 2, jnp.float32)[None, None]
+    boxes = boxes_px / sides
+    whole = jnp.concatenate([jnp.zeros_like(size), size], -1)[:, None] / sides
+    corners = boxes.reshape(*boxes.shape[:2], 2, 2)
+    centers = region_lib.centers(whole, self.region.config.cells)
+    own, cells, near = self.region(
+      features,
+      boxes,
+      whole,
+      self.prompt_encoder.places(corners),
+      self.prompt_encoder.places(centers),
+    )
+    # Cells are projected once an image, before the regions get their copies.
+    cells = self.projection(cells)
+    cells = jnp.broadcast_to(cells, (*near.shape, cells.shape[-1]))
+    visual = jnp.concatenate([visual, self.projection(own), cells], axis=2)
+    valid = jnp.concatenate([valid, valid[:, :, :1], near], axis=2)
+    return visual, valid
 
   def encode(
     self,

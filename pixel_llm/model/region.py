@@ -73,7 +73,7 @@ class RegionTokens(nn.Module):
     image_boxes: Array,
     corner_positions: Array,
     cell_positions: Array,
-  ) -> tuple[Array, Array]:
+  ) -> tuple[Array, Array, Array]:
     """Reads every region.
 
     Args:
@@ -85,10 +85,11 @@ class RegionTokens(nn.Module):
         `image_boxes`.
 
     Returns:
-      [B, R, 1 + cells * cells, width], the region's own token first, then the
-      cells row by row; and their validity, bool, without the last axis: a cell
-      is valid where the box comes within half a cell of its centre, so that
-      every box within the image has one.
+      Tokens of the regions themselves [B, R, 1, width]; of the cells, which
+      all regions share, [B, 1, cells * cells, width], row by row; and which
+      cells a region has, [B, R, cells * cells] bool: those whose centre its
+      box comes within half a cell of, so that every box within the image has
+      one.
     """
     config = self.config
     batch, regions = boxes.shape[:2]
@@ -110,12 +111,7 @@ class RegionTokens(nn.Module):
     cells = project('cell_projection', features, self.width)
     cells = sample(cells, image_boxes, config.cells)
     cells = cells + project('position_projection', cell_positions, self.width)
-    cells = jnp.broadcast_to(cells, (batch, regions, *cells.shape[2:]))
-
-    tokens = jnp.concatenate([own[:, :, None], cells], axis=2)
-    near = _near(boxes, image_boxes, config.cells)
-    valid = jnp.concatenate([jnp.ones((batch, regions, 1), bool), near], axis=2)
-    return tokens, valid
+    return own[:, :, None], cells, _near(boxes, image_boxes, config.cells)
 
 
 def centers(boxes: Array, grid: int) -> Array:
@@ -180,7 +176,7 @@ def _weights(low: Array, high: Array, grid: int, cells: int) -> Array:
 
 
 def _near(boxes: Array, image_boxes: Array, cells: int) -> Array:
-  """[B, R, cells * cells] bool: is the cell's centre in the box, or nearly."""
+  """[B, R, cells * cells] bool: is a cell's centre in the box, or nearly."""
   low, high = image_boxes[..., :2], image_boxes[..., 2:]
   # A hair more than half a cell: rounding must not leave a box without cells.
   half = (high - low)[..., None, :] * (0.5 / cells + 1e-4)

@@ -288,7 +288,11 @@ def test_file_in_place_of_the_directory(tmp_path, below):
 
 @contextlib.contextmanager
 def small_disk(path):
-  """A file system of 1 MB, where one may mount."""
+  """A file system of 1 MB.
+
+  Only root may mount one; elsewhere no disk is really full, and the test is
+  skipped rather than played with a mock.
+  """
   path.mkdir()
   made = (
     shutil.which('mount')

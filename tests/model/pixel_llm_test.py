@@ -132,6 +132,26 @@ def test_encoding_the_image_before_changes_nothing(network):
   np.testing.assert_allclose(left.points, right.points, atol=1e-6)
 
 
+def test_a_region_sees_the_cells_in_its_box():
+  config = dataclasses.replace(tiny.model_config(), region=REGION)
+  model, params = tiny.init(config)
+  features = np.ones((1, 4, 4, 24), np.float32)
+  # The first corner of the valid image, which is half of the canvas; all of it.
+  boxes = np.array([[[0, 0, 0.1, 0.1], [0, 0, 1, 1]]], np.float32)
+  visual, valid = model.apply(
+    {'params': params},
+    features,
+    boxes,
+    np.array([[32, 16]]),
+    (32, 32),
+    method='embed_regions',
+  )
+  queries = config.extractor.num_queries
+  assert visual.shape == (1, 2, queries + 1 + 9, 16)
+  assert valid[0, 1].all()
+  assert np.flatnonzero(valid[0, 0]).tolist() == list(range(queries + 2))
+
+
 def test_normalize_is_the_encoders_own():
   image = np.full((1, 4, 4, 3), 100, np.uint8)
   out = pixel_llm.normalize(

@@ -39,11 +39,11 @@ def tiny_fixture():
 
 def test_shapes(tiny):
   apply, params, inputs = tiny
-  tokens, valid = apply(params, *inputs)
-  assert tokens.shape == (2, 3, 10, 7)
-  assert valid.shape == (2, 3, 10)
-  assert valid.dtype == bool
-  assert valid[..., 0].all()
+  own, cells, near = apply(params, *inputs)
+  assert own.shape == (2, 3, 1, 7)
+  assert cells.shape == (2, 1, 9, 7)
+  assert near.shape == (2, 3, 9)
+  assert near.dtype == bool
 
 
 def test_centers_go_row_by_row():
@@ -107,16 +107,21 @@ def test_the_whole_image_has_every_cell_and_a_box_only_its_own():
   np.testing.assert_array_equal(near[1].any(1), [False, True, True, True])
 
 
-def test_cells_are_the_same_for_every_region(tiny):
+def test_a_region_sees_its_box_and_cells_see_none(tiny):
   apply, params, inputs = tiny
-  tokens, _ = apply(params, *inputs)
-  np.testing.assert_array_equal(tokens[:, 0, 1:], tokens[:, 1, 1:])
-  assert np.abs(tokens[:, 0, 0] - tokens[:, 1, 0]).max() > 1e-3
+  features, boxes, *rest = inputs
+  own, cells, _ = apply(params, *inputs)
+  moved = boxes.at[:, 1].add(0.2)
+  other, same, _ = apply(params, features, moved, *rest)
+  np.testing.assert_array_equal(cells, same)
+  np.testing.assert_array_equal(own[:, 0], other[:, 0])
+  assert np.abs(own[:, 1] - other[:, 1]).max() > 1e-3
 
 
 def test_gradients_reach_every_parameter(tiny):
   apply, params, inputs = tiny
-  grads = jax.grad(lambda p: jnp.sum(jnp.sin(apply(p, *inputs)[0])))(params)
+  total = lambda y: jnp.sum(jnp.sin(y[0])) + jnp.sum(jnp.sin(y[1]))
+  grads = jax.grad(lambda p: total(apply(p, *inputs)))(params)
   for path, g in jax.tree_util.tree_leaves_with_path(grads):
     assert np.abs(g).max() > 1e-6, jax.tree_util.keystr(path)
 
