@@ -151,6 +151,8 @@ class Output:
       (decoding only).
     log_probs: [B, R, L], log probability of each decoded token.
     scores: [B, R], score of the decoded sequence.
+    proposals: [B, cells, cells, 4] xyxy, normalized: the box of what each cell
+      of the image is part of (teacher forcing with `ModelConfig.region` only).
   """
 
   logits: Array = None
@@ -159,3 +161,4 @@ class Output:
   tokens: Array = None
   log_probs: Array = None
   scores: Array = None
+  proposals: Array = None

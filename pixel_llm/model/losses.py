@@ -13,6 +13,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pixel_llm.model import region
+
 Array = jax.Array
 
 
@@ -109,6 +111,53 @@ def point_loss(
   scale = jnp.reshape(jnp.asarray(scale, jnp.float32), (-1, 1, 1, 1, 2))
   loss = jnp.mean(jnp.abs(difference) * scale, axis=(-2, -1))
   return _weigh(loss, weights)
+
+
+def proposal_loss(
+  proposals: Array, boxes: Array, weights: Array
+) -> tuple[Array, Array]:
+  """1 - IoU, and the mean L1 of the sides, of cells that lie in a box.
+
+  A cell belongs to the smallest box that its centre is in. A cell in none does
+  not count: nobody says that every thing of an image has its box.
+
+  Args:
+    proposals: [B, cells, cells, 4] xyxy, normalized.
+    boxes: [B, R, 4] xyxy, normalized.
+    weights: [B, R]; a box of weight 0 is ignored.
+
+  Returns:
+    The weighted sum over cells, and the sum of the weights.
+
+  Source: targets as in FCOS (arXiv 1904.01355), section 3.1.
+  """
+  cells = proposals.shape[1]
+  middle = region.centers(jnp.asarray([[0.0, 0, 1, 1]]), cells)[..., None, :]
+  proposals = jnp.reshape(proposals, (len(boxes), -1, 4))
+  low, high = boxes[:, None, :, :2], boxes[:, None, :, 2:]
+  inside = jnp.all((middle >= low) & (middle <= high), axis=-1)
+  inside &= weights[:, None] > 0  # [B, cells * cells, R]
+
+  area = _area(boxes[..., :2], boxes[..., 2:])
+  which = jnp.argmin(jnp.where(inside, area[:, None], jnp.inf), axis=-1)
+  target = jnp.take_along_axis(boxes, which[..., None], axis=1)
+  weight = jnp.take_along_axis(weights, which, axis=1)
+  weight = jnp.where(jnp.any(inside, axis=-1), weight, 0.0)
+
+  overlap = _area(
+    jnp.maximum(proposals[..., :2], target[..., :2]),
+    jnp.minimum(proposals[..., 2:], target[..., 2:]),
+  )
+  union = _area(proposals[..., :2], proposals[..., 2:])
+  union = union + _area(target[..., :2], target[..., 2:]) - overlap
+  iou = overlap / jnp.maximum(union, 1e-6)
+  sides = jnp.mean(jnp.abs(proposals - target), axis=-1)
+  return _weigh(1 - iou + sides, weight)
+
+
+def _area(low: Array, high: Array) -> Array:
+  sides = jnp.maximum(high - low, 0)
+  return sides[..., 0] * sides[..., 1]
 
 
 def _weigh(values: Array, weights: Array) -> tuple[Array, Array]:

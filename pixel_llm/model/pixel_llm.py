@@ -84,6 +84,21 @@ def normalize(image: Array, image_size: Array, mean, std) -> Array:
   return jnp.where(valid, pixels, 0.0)
 
 
+def _valid_box(
+  image_size: Array, canvas: tuple[int, int]
+) -> tuple[Array, Array]:
+  """The valid image in the padded input.
+
+  Returns: its box [B, 1, 4] xyxy, normalized to the padded input; and the
+    factor [B, 1, 4] of boxes normalized to it that normalizes them alike.
+  """
+  corner = image_size[:, None, ::-1] / jnp.asarray(
+    [[canvas[::-1]]], jnp.float32
+  )
+  box = jnp.concatenate([jnp.zeros_like(corner), corner], axis=-1)
+  return box, jnp.concatenate([corner, corner], axis=-1)
+
+
 class PixelLLM(nn.Module):
   """The network.
 
@@ -148,6 +163,24 @@ class PixelLLM(nn.Module):
     ]
     return jnp.concatenate(maps, axis=-1)
 
+  def propose(
+    self, features: Array, image_size: Array, canvas: tuple[int, int]
+  ) -> Array | None:
+    """The box of what each cell of the image is part of.
+
+    Args:
+      features: [B, h, w, channels] from `encode_image`.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      canvas: (height, width) of the padded input, pixels.
+
+    Returns:
+      [B, cells, cells, 4] xyxy, normalized to the valid image; None without
+      `ModelConfig.region`.
+    """
+    if self.region is None:
+      return None
+    return self.region.propose(features, _valid_box(image_size, canvas)[0])
+
   def embed_regions(
     self,
     features: Array,
@@ -169,9 +202,10 @@ class PixelLLM(nn.Module):
       [B, R, V] bool.
     Source: paper section 3.2.
     """
-    size = jnp.asarray(image_size[:, ::-1], jnp.float32)  # (width, height)
-    scale = jnp.concatenate([size, size], axis=-1)[:, None, :]
-    boxes_px = prompt_boxes * scale
+    valid_box, scale = _valid_box(image_size, canvas)
+    boxes = prompt_boxes * scale
+    height, width = canvas
+    boxes_px = boxes * jnp.asarray([[[width, height] * 2]], jnp.float32)
     prompts = self.prompt_encoder.boxes(boxes_px, canvas)
     positions = self.prompt_encoder.positions(*features.shape[1:3])
     visual = self.projection(self.extractor(features, positions, prompts))
@@ -179,18 +213,10 @@ class PixelLLM(nn.Module):
     if self.region is None:
       return visual, valid
 
-    height, width = canvas
-    sides = jnp.asarray([width, height] * 2, jnp.float32)[None, None]
-    boxes = boxes_px / sides
-    whole = jnp.concatenate([jnp.zeros_like(size), size], -1)[:, None] / sides
-    corners = boxes.reshape(*boxes.shape[:2], 2, 2)
-    centers = region_lib.centers(whole, self.region.config.cells)
+    proposals = self.region.propose(features, valid_box)
+    proposals = proposals.reshape(len(features), -1, 4) * scale
     own, cells, near = self.region(
-      features,
-      boxes,
-      whole,
-      self.prompt_encoder.places(corners),
-      self.prompt_encoder.places(centers),
+      features, boxes, proposals, valid_box, self.prompt_encoder.places
     )
     # Cells are projected once an image, before the regions get their copies.
     cells = self.projection(cells)
@@ -261,6 +287,8 @@ class PixelLLM(nn.Module):
       logits=logits.reshape(b, r, length, -1),
       hidden=hidden.reshape(b, r, length, -1),
       points=points.reshape(b, r, length, *points.shape[-2:]),
+      # Made a second time here; the compiler sees that it is the same.
+      proposals=self.propose(features, batch.image_size, canvas),
     )
 
   def start_decoding(

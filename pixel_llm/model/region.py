@@ -1,11 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Looking straight at a region: visual tokens that need not be found first.
+"""Looking straight at regions: visual tokens that need not be found first.
 
 The prompt feature extractor has to learn where a box is from its corners, and
 until it has, the language model sees nothing that belongs to the box. Here the
-place is given: one token is the region itself, RoI-aligned, and the cells of
-the image that lie in it are further tokens, the same ones for every region.
+place is given: one token is the region itself, RoI-aligned. For what no prompt
+points at, every cell of the image proposes the box of the thing that it is part
+of, and is read through that box by the same layers: what they learn of regions
+that are asked about, they know of all others.
 
 Reference: not in the paper, whose extractor starts from encoders that know what
 they see and trains for long. `ModelConfig.region` is None there.
@@ -14,6 +16,7 @@ they see and trains for long. `ModelConfig.region` is None there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +34,8 @@ class RegionConfig:
   Attributes:
     bins: side of the grid of bins that a region's own token is made of.
     bin_channels: features a bin.
-    mlp_dim: hidden width between the bins and the token.
+    mlp_dim: hidden width between the bins and the token, and before a cell's
+      proposal.
     cells: side of the grid of cells of the valid image.
     dtype: compute dtype.
   """
@@ -54,8 +58,9 @@ class RegionConfig:
 class RegionTokens(nn.Module):
   """One token of the region, and one of each cell of the image.
 
-  Source: bins as RoIAlign (arXiv 1703.06870) samples them, then two layers as
-  in the box head of Fast R-CNN (arXiv 1504.08083).
+  Source: boxes of cells as FCOS (arXiv 1904.01355) regresses them; bins as
+  RoIAlign (arXiv 1703.06870) samples them, then two layers as in the box head
+  of Fast R-CNN (arXiv 1504.08083).
 
   Attributes:
     config: the numbers.
@@ -65,24 +70,71 @@ class RegionTokens(nn.Module):
   config: RegionConfig
   width: int
 
-  @nn.compact
+  def setup(self):
+    """Makes the parameters, the same for both methods."""
+    config = self.config
+
+    def dense(size, axes=('unsharded', 'embed')):
+      return layers.Dense(size, axes, True, config.dtype)
+
+    self.proposal_conv = nn.Conv(
+      config.mlp_dim,
+      (3, 3),
+      dtype=jnp.dtype(config.dtype),
+      kernel_init=nn.with_logical_partitioning(
+        layers.DEFAULT_INIT, ('height', 'width', 'unsharded', 'mlp')
+      ),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('mlp',)),
+    )
+    self.proposal_out = dense(4, ('mlp', 'unsharded'))
+    self.bin_projection = dense(config.bin_channels)
+    self.mlp_in = dense(config.mlp_dim, ('unsharded', 'mlp'))
+    self.mlp_out = dense(self.width, ('mlp', 'embed'))
+    self.corner_projection = dense(self.width)
+    self.cell_projection = dense(self.width)
+    self.position_projection = dense(self.width)
+
+  def propose(self, features: Array, image_boxes: Array) -> Array:
+    """The box of what each cell is part of.
+
+    Args:
+      features: [B, h, w, C].
+      image_boxes: [B, 1, 4] xyxy of the valid image, normalized to the padded
+        input.
+
+    Returns:
+      [B, cells, cells, 4] float32, xyxy, normalized to the valid image; each
+      holds the centre of its cell.
+    """
+    cells = self.config.cells
+    hidden = nn.gelu(self.proposal_conv(features), approximate=False)
+    y = self.proposal_out(sample(hidden, image_boxes, cells)[:, 0])
+    # Distances to the four sides; a fifth of the image to begin with.
+    reach = nn.sigmoid(jnp.asarray(y, jnp.float32) - 1.5)
+    middle = centers(jnp.asarray([[0.0, 0, 1, 1]]), cells)
+    boxes = jnp.concatenate(
+      [middle - reach[..., :2], middle + reach[..., 2:]], axis=-1
+    )
+    return jnp.clip(boxes, 0, 1).reshape(-1, cells, cells, 4)
+
   def __call__(
     self,
     features: Array,
     boxes: Array,
+    proposals: Array,
     image_boxes: Array,
-    corner_positions: Array,
-    cell_positions: Array,
+    embed: Callable[[Array], Array],
   ) -> tuple[Array, Array, Array]:
-    """Reads every region.
+    """Reads every region and every cell.
 
     Args:
       features: [B, h, w, C], the image, shared by its regions.
       boxes: [B, R, 4] xyxy, normalized to the padded input.
+      proposals: [B, cells * cells, 4] xyxy, normalized alike: through which box
+        a cell is read. No gradient flows into them: they say where to look, and
+        learn it from boxes alone.
       image_boxes: [B, 1, 4] xyxy of the valid image, normalized alike.
-      corner_positions: [B, R, 2, E], embedded corners of `boxes`.
-      cell_positions: [B, 1, cells * cells, E], embedded `centers` of
-        `image_boxes`.
+      embed: of positions [..., 2] xy, normalized alike -> [..., E].
 
     Returns:
       Tokens of the regions themselves [B, R, 1, width]; of the cells, which
@@ -93,25 +145,20 @@ class RegionTokens(nn.Module):
     """
     config = self.config
     batch, regions = boxes.shape[:2]
+    windows = jnp.concatenate([boxes, jax.lax.stop_gradient(proposals)], axis=1)
+    flat = lambda x: x.reshape(batch, windows.shape[1], -1)
+    bins = sample(self.bin_projection(features), windows, config.bins)
+    read = nn.gelu(self.mlp_in(flat(bins)), approximate=False)
+    corners = flat(embed(windows.reshape(batch, -1, 2, 2)))
+    place = jnp.concatenate([corners, windows], axis=-1)
+    read = self.mlp_out(read) + self.corner_projection(place)
 
-    def project(name, x, size, axes=('unsharded', 'embed')):
-      return layers.Dense(size, axes, True, config.dtype, name=name)(x)
-
-    bins = project('bin_projection', features, config.bin_channels)
-    bins = sample(bins, boxes, config.bins)
-    bins = bins.reshape(batch, regions, -1)
-    own = project('mlp_in', bins, config.mlp_dim, ('unsharded', 'mlp'))
-    own = nn.gelu(own, approximate=False)
-    place = jnp.concatenate(
-      [corner_positions.reshape(batch, regions, -1), boxes], axis=-1
-    )
-    own = project('mlp_out', own, self.width, ('mlp', 'embed'))
-    own = own + project('corner_projection', place, self.width)
-
-    cells = project('cell_projection', features, self.width)
-    cells = sample(cells, image_boxes, config.cells)
-    cells = cells + project('position_projection', cell_positions, self.width)
-    return own[:, :, None], cells, _near(boxes, image_boxes, config.cells)
+    cells = sample(self.cell_projection(features), image_boxes, config.cells)
+    middle = embed(centers(image_boxes, config.cells))
+    cells = cells + self.position_projection(middle)
+    cells = cells + read[:, None, regions:]
+    near = _near(boxes, image_boxes, config.cells)
+    return read[:, :regions, None], cells, near
 
 
 def centers(boxes: Array, grid: int) -> Array:

@@ -85,10 +85,13 @@ class LossConfig:
     point_weight: of the points' L1 in sides of the padded input. Reference:
       the published weight is 0.1 on pixels of a 384 px input, 38.4 in this
       unit; ours does not change with the input size.
+    proposal_weight: of the boxes that cells propose; without `model.region`
+      there are none.
   """
 
   label_smoothing: float = 0.1
   point_weight: float = 38.4
+  proposal_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

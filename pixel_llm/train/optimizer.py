@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -243,11 +244,6 @@ def _directions(config: MuonConfig, params: Any) -> Any:
 def _muon(config: MuonConfig) -> optax.GradientTransformation:
   """Directions of the parameters that `_directions` calls 'muon'."""
 
-  def axes(tree):
-    return jax.tree.map(
-      lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), tree
-    )
-
   def scaled(updates, params):
     del params
     # An orthogonal [m, n] has a mean square of 1 / max(m, n).
@@ -257,9 +253,44 @@ def _muon(config: MuonConfig) -> optax.GradientTransformation:
     )
 
   return optax.chain(
-    contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=axes),
+    optax.trace(config.momentum, nesterov=True),
+    optax.stateless(_orthogonal),
     optax.stateless(scaled),
   )
+
+
+def _orthogonal(updates: Any, params: Any) -> Any:
+  """Each matrix [..., m, n] made orthogonal, those of one shape together.
+
+  One by one, a network of many small matrices is thousands of small products,
+  which take longer to compile than the network itself.
+  """
+  del params
+  leaves, structure = jax.tree.flatten(updates)
+  groups: dict[tuple[int, int], list[int]] = {}
+  for i, x in enumerate(leaves):
+    groups.setdefault(x.shape[-2:], []).append(i)
+  stacks = {
+    shape: jnp.concatenate([leaves[i].reshape(-1, *shape) for i in members])
+    for shape, members in groups.items()
+  }
+  # Optax's, of which only the iteration is wanted: momentum was before.
+  muon = contrib.scale_by_muon(
+    beta=0.0,
+    nesterov=False,
+    weight_dimension_numbers=dict.fromkeys(
+      stacks, contrib.MuonDimensionNumbers(1, 2)
+    ),
+  )
+  stacks, _ = muon.update(stacks, muon.init(stacks))
+  for shape, members in groups.items():
+    first = 0
+    for i in members:
+      count = math.prod(leaves[i].shape[:-2])
+      part = stacks[shape][first : first + count]
+      leaves[i] = part.reshape(leaves[i].shape)
+      first += count
+  return jax.tree.unflatten(structure, leaves)
 
 
 def trainable_mask(config: OptimizerConfig, params: Any) -> Any:

@@ -51,7 +51,14 @@ def loss_fn(
   words = losses.mean(words, word_weight)
   points = losses.mean(points, point_weight)
   loss = words + config.point_weight * points
-  return loss, {'loss': loss, 'word_loss': words, 'point_l1': points}
+  metrics = {'word_loss': words, 'point_l1': points}
+  if output.proposals is not None:
+    proposals = losses.mean(
+      *losses.proposal_loss(output.proposals, batch.boxes, batch.box_weights)
+    )
+    loss = loss + config.proposal_weight * proposals
+    metrics['proposal_loss'] = proposals
+  return loss, {'loss': loss, **metrics}
 
 
 def train_step(

@@ -44,6 +44,16 @@ def places_fixture():
   return points, targets, weights, scale
 
 
+@pytest.fixture(name='boxes')
+def boxes_fixture():
+  """(proposals [3, 4, 4, 4], boxes [3, 2, 4], weights [3, 2])."""
+  rng = np.random.default_rng(2)
+  corners = np.sort(rng.random((2, 3, 16, 2, 2)), axis=-2).astype(np.float32)
+  proposals, boxes = corners.reshape(2, 3, 16, 4)
+  weights = rng.choice([0.5, 1.0], (3, 2)).astype(np.float32)
+  return proposals.reshape(3, 4, 4, 4), boxes[:, :2], weights
+
+
 # --- Golden numbers
 
 
@@ -153,7 +163,39 @@ def test_the_origin_is_a_place(places):
   assert float(weight) == weights.size
 
 
-# --- Both
+# --- Proposals
+
+
+def test_a_cell_answers_for_the_smallest_box_around_its_centre():
+  # Centres at 0.25 and 0.75; the large box holds all, the small one the first.
+  boxes = np.asarray([[[0, 0, 1, 1], [0.1, 0.1, 0.4, 0.4]]], np.float32)
+  proposals = np.broadcast_to(boxes[:, 0], (1, 2, 2, 4)).copy()
+  loss = lambda p, w: losses.proposal_loss(p, boxes, jnp.asarray([w]))
+  total, weight = loss(proposals, [1.0, 1.0])
+  # The first cell says the whole image of a box of 0.09.
+  np.testing.assert_allclose(total, 1 - 0.09 + (0.1 + 0.6) / 2, rtol=1e-6)
+  assert float(weight) == 4
+  proposals[0, 0, 0] = boxes[0, 1]
+  total, _ = loss(proposals, [1.0, 1.0])
+  np.testing.assert_allclose(total, 0, atol=1e-6)
+  # Without the large box, three cells are in none.
+  total, weight = loss(proposals, [0.0, 0.5])
+  np.testing.assert_allclose(total, 0, atol=1e-6)
+  assert float(weight) == 0.5
+  total, weight = loss(proposals, [0.0, 0.0])
+  assert float(losses.mean(total, weight)) == 0
+
+
+def test_proposals_are_drawn_to_their_boxes():
+  boxes = np.asarray([[[0.1, 0.2, 0.7, 0.9]]], np.float32)
+  proposals = np.asarray([[[[0.3, 0.3, 0.6, 0.6]]]], np.float32)
+  loss = lambda p: losses.proposal_loss(p, boxes, np.ones((1, 1)))[0]
+  for _ in range(200):
+    proposals = proposals - 0.01 * jax.grad(loss)(proposals)
+  np.testing.assert_allclose(proposals[0, 0, 0], boxes[0, 0], atol=0.03)
+
+
+# --- All
 
 
 def test_tokens_of_weight_zero_change_neither_loss_nor_gradient(words, places):
@@ -176,11 +218,12 @@ def test_tokens_of_weight_zero_change_neither_loss_nor_gradient(words, places):
     assert np.abs(before[1]).max() > 0
 
 
-def test_a_mixed_batch_is_its_parts_by_weight(words, places):
+def test_a_mixed_batch_is_its_parts_by_weight(words, places, boxes):
   for loss, arrays in (
     (losses.word_loss, words),
     (losses.word_accuracy, words),
     (losses.point_loss, places),
+    (losses.proposal_loss, boxes),
   ):
     whole = loss(*arrays)
     parts = [loss(*(a[i : i + 1] for a in arrays)) for i in range(3)]

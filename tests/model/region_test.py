@@ -20,30 +20,96 @@ WHOLE = np.array([[[0, 0, 1, 1]]], np.float32)
 UNIT = st.floats(0, 1, width=32)
 
 
+def embed(places):
+  """A fixed embedding of positions [..., 2] -> [..., 4]."""
+  return jnp.concatenate([jnp.sin(places), jnp.cos(3 * places)], -1)
+
+
+def read(module, features, boxes, image_boxes):
+  """Both methods, as the network calls them."""
+  proposals = module.propose(features, image_boxes)
+  # The tests' valid images start at the corner, as all do.
+  windows = proposals.reshape(len(boxes), -1, 4)
+  windows = windows * jnp.tile(image_boxes[..., 2:], 2)
+  return *module(features, boxes, windows, image_boxes, embed), proposals
+
+
 @pytest.fixture(scope='module', name='tiny')
 def tiny_fixture():
-  keys = jax.random.split(jax.random.key(0), 4)
+  keys = jax.random.split(jax.random.key(0), 2)
   low = jax.random.uniform(keys[0], (2, 3, 2), maxval=0.4)
   boxes = jnp.concatenate([low, low + 0.3], -1)
   inputs = (
     jax.random.normal(keys[1], (2, 4, 6, 5)),
     boxes,
     jnp.array([[[0, 0, 1, 0.75]], [[0, 0, 0.5, 1]]]),
-    jax.random.normal(keys[2], (2, 3, 2, 8)),
-    jax.random.normal(keys[3], (2, 1, 9, 8)),
   )
   model = region.RegionTokens(CONFIG, 7)
-  params = nn.unbox(jax.jit(model.init)(jax.random.key(1), *inputs))
-  return jax.jit(model.apply), params, inputs
+  init = jax.jit(lambda key, *x: model.init(key, *x, method=read))
+  params = nn.unbox(init(jax.random.key(1), *inputs))
+  apply = jax.jit(lambda params, *x: model.apply(params, *x, method=read))
+  return apply, params, inputs
 
 
 def test_shapes(tiny):
   apply, params, inputs = tiny
-  own, cells, near = apply(params, *inputs)
+  own, cells, near, proposals = apply(params, *inputs)
   assert own.shape == (2, 3, 1, 7)
   assert cells.shape == (2, 1, 9, 7)
   assert near.shape == (2, 3, 9)
   assert near.dtype == bool
+  assert proposals.shape == (2, 3, 3, 4)
+
+
+def test_a_proposal_holds_the_centre_of_its_cell(tiny):
+  apply, params, inputs = tiny
+  # Whatever the parameters say.
+  params = jax.tree.map(lambda x: 30 * x, params)
+  proposals = apply(params, *inputs)[-1].reshape(2, 9, 4)
+  middle = region.centers(WHOLE[:, 0], 3)
+  assert (proposals[..., :2] <= middle).all()
+  assert (proposals[..., 2:] >= middle).all()
+  assert proposals.min() >= 0
+  assert proposals.max() <= 1
+
+
+def test_a_proposal_sees_around_its_cell_only(tiny):
+  apply, params, (_, boxes, _) = tiny
+  image = jnp.array([[[0, 0, 1, 1.0]]] * 2)
+  features = jnp.ones((2, 9, 9, 5))
+  changed = features.at[:, 0, 0].set(5)
+  one = apply(params, features, boxes, image)[-1]
+  other = apply(params, changed, boxes, image)[-1]
+  moved = np.asarray(jnp.abs(one - other).max((0, -1)) > 1e-6)
+  assert moved[0, 0]
+  assert moved.sum() == 1
+
+
+def test_a_cell_is_read_as_a_region_through_its_box(tiny):
+  _, params, (features, boxes, image) = tiny
+  model = region.RegionTokens(CONFIG, 7)
+
+  def through(windows):
+    return model.apply(params, features, boxes, windows, image, embed)
+
+  # Cells differ from their regions by what they are themselves, and by that
+  # alone: with all windows equal, from cell to cell.
+  own, cells, _ = through(jnp.tile(boxes[:, :1], (1, 9, 1)))
+  _, others, _ = through(jnp.tile(boxes[:, 1:2], (1, 9, 1)))
+  np.testing.assert_allclose(
+    cells - others,
+    jnp.broadcast_to(own[:, None, 0] - own[:, None, 1], cells.shape),
+    atol=1e-5,
+  )
+
+
+def test_what_is_read_does_not_move_the_proposals(tiny):
+  apply, params, inputs = tiny
+  total = lambda p: jnp.sum(jnp.sin(apply(p, *inputs)[1]))
+  grads = jax.grad(total)(params)['params']
+  assert not np.any(grads['proposal_conv']['kernel'])
+  assert not np.any(grads['proposal_out']['kernel'])
+  assert np.any(grads['mlp_in']['kernel'])
 
 
 def test_centers_go_row_by_row():
@@ -109,10 +175,10 @@ def test_the_whole_image_has_every_cell_and_a_box_only_its_own():
 
 def test_a_region_sees_its_box_and_cells_see_none(tiny):
   apply, params, inputs = tiny
-  features, boxes, *rest = inputs
-  own, cells, _ = apply(params, *inputs)
+  features, boxes, image = inputs
+  own, cells, *_ = apply(params, *inputs)
   moved = boxes.at[:, 1].add(0.2)
-  other, same, _ = apply(params, features, moved, *rest)
+  other, same, *_ = apply(params, features, moved, image)
   np.testing.assert_array_equal(cells, same)
   np.testing.assert_array_equal(own[:, 0], other[:, 0])
   assert np.abs(own[:, 1] - other[:, 1]).max() > 1e-3
@@ -120,8 +186,12 @@ def test_a_region_sees_its_box_and_cells_see_none(tiny):
 
 def test_gradients_reach_every_parameter(tiny):
   apply, params, inputs = tiny
-  total = lambda y: jnp.sum(jnp.sin(y[0])) + jnp.sum(jnp.sin(y[1]))
-  grads = jax.grad(lambda p: total(apply(p, *inputs)))(params)
+
+  def total(params):
+    own, cells, _, proposals = apply(params, *inputs)
+    return sum(jnp.sum(jnp.sin(x)) for x in (own, cells, proposals))
+
+  grads = jax.grad(total)(params)
   for path, g in jax.tree_util.tree_leaves_with_path(grads):
     assert np.abs(g).max() > 1e-6, jax.tree_util.keystr(path)
 
@@ -129,7 +199,8 @@ def test_gradients_reach_every_parameter(tiny):
 def test_every_parameter_has_known_axes(tiny):
   *_, inputs = tiny
   model = region.RegionTokens(CONFIG, 7)
-  boxed = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  init = lambda key, *x: model.init(key, *x, method=read)
+  boxed = jax.eval_shape(init, jax.random.key(0), *inputs)
   is_boxed = lambda x: isinstance(x, nn.LogicallyPartitioned)
   for leaf in jax.tree.leaves(boxed, is_leaf=is_boxed):
     assert is_boxed(leaf)
