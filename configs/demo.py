@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       'narratives': dict(
         mixture='scenes_narrate',
-        rate=1.5,
+        rate=2.0,
         batch=24,
         regions=2,
         context=6,
@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       'expressions': dict(
         mixture='scenes_refer',
-        rate=1.5,
+        rate=1.0,
         batch=24,
         regions=4,
         context=14,
@@ -56,6 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
       'scenes_refer': dict(batch=50, regions=8, context=14, length=14),
       'scenes_caption_at': dict(batch=50, regions=8, context=14, length=14),
     }
+    config.eval.decoding.beams = 4
     config.eval.targets = (
       'narrate/point_l1 <= 0.06',
       'narrate/object_precision >= 0.85',
@@ -63,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.loss.label_smoothing = 0.0
     config.loss.point_weight = 8.0
+    config.loss.proposal_weight = 3.0
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 0.01
@@ -117,7 +119,7 @@ def _model(model: ml_collections.ConfigDict) -> None:
   )
   # From scratch, shapes in boxes come far sooner with it.
   model.region = dict(
-    bins=4, bin_channels=32, mlp_dim=2 * WIDTH, cells=IMAGE // PATCH
+    bins=4, bin_channels=32, mlp_dim=2 * WIDTH, cells=6
   )
   model.t5.update(
     vocab_size=384,

@@ -78,11 +78,14 @@ class Vocabulary:
     """
     proto = self._sp.encode(text, return_type='proto')
     # Its offsets are bytes of UTF-8: character index of every byte.
-    widths = [len(c.encode()) for c in text]
-    character = np.repeat(np.arange(len(text) + 1), [*widths, 1])
+    if text.isascii():
+      character = range(len(text) + 1)
+    else:
+      widths = [len(c.encode()) for c in text]
+      character = np.repeat(np.arange(len(text) + 1), [*widths, 1]).tolist()
     ids, spans = [], []
     for piece in proto.pieces:
-      begin, end = int(character[piece.begin]), int(character[piece.end])
+      begin, end = character[piece.begin], character[piece.end]
       while begin < end and text[begin].isspace():
         begin += 1
       ids.append(piece.id)

@@ -9,6 +9,7 @@ tasks. Tasks are values: a user's own is made like ours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -134,12 +135,23 @@ def boxes_to_points(boxes: np.ndarray, points: int) -> np.ndarray:
 
 def empty_row(sizes: batch_lib.BatchSizes) -> dict[str, np.ndarray]:
   """A region that weighs nothing and asks about the whole image."""
-  out = {}
-  for name, spec in batch_lib.Batch.specs().items():
-    if spec.dims[:2] == ('B', 'R'):
-      out[name] = np.zeros(spec.shape(sizes)[2:], spec.dtype)
+  out = {
+    name: np.zeros(shape, dtype) for name, shape, dtype in _row_specs(sizes)
+  }
   out['prompt_boxes'][:] = WHOLE_IMAGE
   return out
+
+
+@functools.lru_cache(maxsize=64)
+def _row_specs(
+  sizes: batch_lib.BatchSizes,
+) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+  """(field, shape, dtype) of one region."""
+  return [
+    (name, spec.shape(sizes)[2:], np.dtype(spec.dtype))
+    for name, spec in batch_lib.Batch.specs().items()
+    if spec.dims[:2] == ('B', 'R')
+  ]
 
 
 def features(

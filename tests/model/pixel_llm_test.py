@@ -28,8 +28,12 @@ def forward(network):
   return jax.jit(lambda batch: model.apply({'params': params}, batch))
 
 
-def test_output_shapes(forward):
+def test_output_shapes(network, forward):
   output = forward(tiny.random_batch())
+  if network[0].config.region is None:
+    assert output.proposals is None
+  else:
+    assert output.proposals.shape == (8, 3, 3, 4)
   assert output.logits.shape == (8, 2, 6, 64)
   assert output.hidden.shape == (8, 2, 6, 16)
   assert output.points.shape == (8, 2, 6, 2, 2)

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import sharding
-from pixel_llm.model import pixel_llm
+from pixel_llm.model import pixel_llm, region
 from pixel_llm.train import experiment, optimizer, state, step
 
 
@@ -48,6 +49,30 @@ def test_a_mixed_batch_costs_what_its_parts_cost(loss):
     whole['word_loss'], speaking['word_loss'], rtol=1e-5
   )
   assert pointing['word_loss'] == speaking['point_l1'] == 0
+
+
+def test_proposals_learn_from_boxes_alone():
+  config = dataclasses.replace(
+    tiny.model_config(), region=region.RegionConfig(2, 4, 12, 3)
+  )
+  model, params = tiny.init(config)
+  off = experiment.LossConfig(point_weight=0, proposal_weight=3)
+  batch = tiny.random_batch()
+  batch = batch.replace(
+    decoder_loss_weights=0 * batch.decoder_loss_weights,
+    boxes=np.broadcast_to(np.float32([0.1, 0.1, 0.9, 0.9]), batch.boxes.shape),
+  )
+  loss_of = lambda params, batch: step.loss_fn(params, model, batch, off, None)
+  grad = jax.jit(jax.grad(loss_of, has_aux=True))
+  grads, metrics = grad(params, batch)
+  assert metrics['proposal_loss'] > 0
+  np.testing.assert_allclose(metrics['loss'], 3 * metrics['proposal_loss'])
+  assert np.any(grads['region']['proposal_out']['kernel'])
+  assert not np.any(grads['region']['mlp_out']['kernel'])
+  none = batch.replace(box_weights=0 * batch.box_weights)
+  grads, metrics = grad(params, none)
+  assert metrics['proposal_loss'] == 0
+  assert all(not np.any(g) for g in jax.tree.leaves(grads))
 
 
 def one_step(config, devices):
