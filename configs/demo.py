@@ -64,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.loss.label_smoothing = 0.0
     config.loss.point_weight = 8.0
-    config.loss.proposal_weight = 3.0
+    config.loss.proposal_weight = 5.0
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 0.01
