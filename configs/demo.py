@@ -118,9 +118,7 @@ def _model(model: ml_collections.ConfigDict) -> None:
     branch_scale=0.1,
   )
   # From scratch, shapes in boxes come far sooner with it.
-  model.region = dict(
-    bins=4, bin_channels=32, mlp_dim=2 * WIDTH, cells=6
-  )
+  model.region = dict(bins=4, bin_channels=32, mlp_dim=2 * WIDTH, cells=6)
   model.t5.update(
     vocab_size=384,
     emb_dim=WIDTH,
