@@ -282,12 +282,12 @@ def _orthogonal(updates: Any, params: Any) -> Any:
       stacks, contrib.MuonDimensionNumbers(1, 2)
     ),
   )
-  stacks, _ = muon.update(stacks, muon.init(stacks))
+  done: Any = muon.update(stacks, muon.init(stacks))[0]
   for shape, members in groups.items():
     first = 0
     for i in members:
       count = math.prod(leaves[i].shape[:-2])
-      part = stacks[shape][first : first + count]
+      part = done[shape][first : first + count]
       leaves[i] = part.reshape(leaves[i].shape)
       first += count
   return jax.tree.unflatten(structure, leaves)
