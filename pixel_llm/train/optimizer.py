@@ -262,8 +262,8 @@ def _muon(config: MuonConfig) -> optax.GradientTransformation:
 def _orthogonal(updates: Any, params: Any) -> Any:
   """Each matrix [..., m, n] made orthogonal, those of one shape together.
 
-  One by one, a network of many small matrices is thousands of small products,
-  which take longer to compile than the network itself.
+  One by one, the many small matrices of a network are thousands of products,
+  slower to compile and slower to run.
   """
   del params
   leaves, structure = jax.tree.flatten(updates)

@@ -232,6 +232,22 @@ def test_muon_moves_all_directions_of_each_matrix_of_a_stack_alike():
     assert 0.5 * 0.04 < rms < 1.5 * 0.04
 
 
+def test_muon_gives_each_matrix_what_it_gives_it_alone():
+  rng = np.random.default_rng(3)
+  shapes = {'a': (4, 6), 'b': (2, 4, 6), 'c': (6, 4), 'd': (2, 3, 4, 6)}
+  draw = lambda: {
+    name: {'kernel': jnp.asarray(rng.normal(size=shape), jnp.float32)}
+    for name, shape in shapes.items()
+  }
+  params, grads = draw(), draw()
+  together = update(muon(), params, grads, count=3)
+  for name in shapes:
+    alone = update(muon(), {name: params[name]}, {name: grads[name]}, count=3)
+    np.testing.assert_allclose(
+      together[name]['kernel'], alone[name]['kernel'], rtol=1e-4, atol=1e-6
+    )
+
+
 def test_muon_leaves_the_rest_to_adam():
   params, grads = matrices(), matrices()
   plain = dataclasses.replace(muon(), muon=None)
