@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Zarr arrays by TensorStore: how T5X and Orbax both keep theirs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from pixel_llm.checkpoints.tensors import Tensor, TensorFileError
+
+# Chunks as T5X and Orbax make them are at most so large.
+_CHUNK_BYTES = 64 << 20
+
+
+def open_all(
+  path: str | os.PathLike, specs: Mapping[str, dict[str, Any]]
+) -> dict[str, Tensor]:
+  """Opens arrays, all at once; reads their metadata only.
+
+  Args:
+    path: the checkpoint, for errors.
+    specs: TensorStore's spec by name.
+
+  Raises:
+    TensorFileError: an array is not there or its metadata are damaged.
+  """
+  context = ts.Context()
+  opening = {
+    name: ts.open(ts.Spec(spec), read=True, open=True, context=context)
+    for name, spec in specs.items()
+  }
+  tensors = {}
+  for name, future in opening.items():
+    try:
+      store = future.result()
+    # TensorStore raises ValueError and others, by what is damaged.
+    except Exception as e:
+      raise TensorFileError(path, f'the array {name}', cause(e)) from e
+    tensors[name] = _tensor(path, name, store)
+  return tensors
+
+
+def write(spec: dict[str, Any], array: np.ndarray) -> dict[str, Any]:
+  """Writes an array as a new zarr v2 array.
+
+  Args:
+    spec: TensorStore's, with driver and kvstore.
+    array: any dtype that zarr and ml_dtypes have.
+
+  Returns:
+    the metadata that were decided here: chunks, compressor, shape.
+
+  Raises:
+    OSError: it can't be written.
+  """
+  metadata = {
+    'chunks': chunks(array.shape, array.dtype.itemsize),
+    'compressor': {'id': 'gzip', 'level': 1},
+    'shape': list(array.shape),
+  }
+  try:
+    store = ts.open(
+      ts.Spec({**spec, 'dtype': array.dtype.name, 'metadata': metadata}),
+      create=True,
+      delete_existing=True,
+    ).result()
+    store.write(array).result()
+  except Exception as e:
+    raise OSError(f'{spec["kvstore"]}: can not be written: {cause(e)}') from e
+  return metadata
+
+
+def chunks(shape: tuple[int, ...], itemsize: int) -> list[int]:
+  """Sizes of chunks of at most 64 MiB that divide the shape evenly."""
+  sizes = list(shape)
+  while sizes and int(np.prod(sizes, dtype=object)) * itemsize > _CHUNK_BYTES:
+    axis = int(np.argmax(sizes))
+    whole = shape[axis]
+    sizes[axis] = next(
+      n for n in range(sizes[axis] - 1, 0, -1) if not whole % n
+    )
+  # Zarr wants chunks of at least 1, also of an empty array.
+  return [max(1, n) for n in sizes]
+
+
+def cause(error: BaseException) -> str:
+  """What TensorStore's error comes down to, in a line."""
+  text = str(error).strip() or type(error).__name__
+  return re.sub(r'\s+\[.*', '', text.splitlines()[0]).rstrip('.')
+
+
+def _tensor(path, name: str, store: ts.TensorStore) -> Tensor:
+  def load():
+    try:
+      return np.asarray(store.read().result())
+    except Exception as e:
+      raise TensorFileError(path, f'{name} whole', cause(e)) from e
+
+  return Tensor(tuple(store.shape), store.dtype.numpy_dtype, load)

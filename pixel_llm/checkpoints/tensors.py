@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors by name, each read when asked for: what every file of them is here.
+
+A reader of a format gives a mapping of names to `Tensor`; a writer takes one.
+What stands between them (`mapping.py`) maps mappings, so that a checkpoint of
+any size passes through memory a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class TensorFileError(ValueError):
+  """A file of tensors is not what it should be: which, wanted and found."""
+
+  def __init__(self, path: str | os.PathLike, expected: str, found: str):
+    super().__init__(f'{os.fspath(path)}: expected {expected}, got {found}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor that is not in memory yet.
+
+  Attributes:
+    shape: its sizes; () for a scalar.
+    dtype: NumPy's, with those of ml_dtypes.
+    load: gives the array; called anew by every `read`.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  load: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
+
+  @property
+  def size(self) -> int:
+    """Number of elements."""
+    return math.prod(self.shape)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes in memory once read."""
+    return self.size * self.dtype.itemsize
+
+  def read(self) -> np.ndarray:
+    """The array, of `shape` and `dtype`; the caller must not write to it.
+
+    Raises:
+      TensorFileError: its file is damaged.
+      OSError: its file can't be read.
+    """
+    array = self.load()
+    # What a file says of a tensor and what it holds are two things.
+    if array.shape != self.shape or array.dtype != self.dtype:
+      raise ValueError(
+        f'a tensor announced as {self.dtype} {list(self.shape)} is '
+        f'{array.dtype} {list(array.shape)}.'
+      )
+    return array
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def of_array(array: np.ndarray) -> Tensor:
+  """An array in memory as a `Tensor`."""
+  return Tensor(array.shape, array.dtype, lambda: array)
+
+
+def part(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+  """Those whose name starts with `prefix`, which is cut off."""
+  return {
+    name.removeprefix(prefix): tensor
+    for name, tensor in tensors.items()
+    if name.startswith(prefix)
+  }
+
+
+def listed(names: list[str], limit: int = 20) -> str:
+  """Names for a message, the first of them when they are many."""
+  more = f' and {len(names) - limit} more' if len(names) > limit else ''
+  return ', '.join(names[:limit]) + more
