@@ -196,6 +196,19 @@ def caption_at(args: argparse.Namespace) -> int:
   return _predict(args, lambda p: p.caption_at(args.box))
 
 
+def inspect(args: argparse.Namespace) -> None:
+  """Shows the names, shapes and dtypes of a file of tensors; loads none."""
+  from pixel_llm.checkpoints import inspection
+  from pixel_llm.checkpoints.formats import detection
+
+  words, tensors = detection.open_tensors(args.path)
+  if args.json:
+    print(json.dumps(inspection.to_json(args.path, words, tensors)))
+    return
+  print(f'{args.path}: {words}')
+  print(inspection.to_text(tensors, args.depth))
+
+
 def _predict(args: argparse.Namespace, ask) -> int:
   """Asks about every image; a bad image is reported and costs no other."""
   from pixel_llm import image as image_lib
@@ -456,6 +469,15 @@ def _parser() -> argparse.ArgumentParser:
       '--out', help='a .png or .html; a directory for several images'
     )
     sub.add_argument('--beams', type=_count, help='of decoding')
+
+  sub = verb('inspect', inspect)
+  sub.add_argument(
+    'path',
+    help='safetensors, npz, .pth/.pt/.bin, or a folder of Hugging Face, T5X, '
+    'Orbax or a run',
+  )
+  sub.add_argument('--depth', type=_count, help='levels of the tree to show')
+  sub.add_argument('--json', action='store_true', help='all of it as JSON')
   return parser
 
 
