@@ -155,6 +155,34 @@ def sizes(tensors: Tensors) -> dict[str, int]:
   }
 
 
+def check_hugging_face_config(config: dict[str, Any]) -> None:
+  """Refuses a `config.json` of a network that computes something else.
+
+  Args:
+    config: its content; keys that are not there have transformers' defaults.
+
+  Raises:
+    MappingError: naming the key, the value wanted and that found.
+  """
+  # Version 4 tells by tied embeddings that outputs are scaled, as T5 1.0's;
+  # version 5 says so, and calls embeddings tied whether they are or not.
+  scaled = 'scale_decoder_outputs'
+  key = scaled if scaled in config else 'tie_word_embeddings'
+  for name, wanted, default in (
+    ('model_type', 't5', 't5'),
+    ('feed_forward_proj', 'gated-gelu', 'relu'),
+    ('relative_attention_num_buckets', 32, 32),
+    ('relative_attention_max_distance', 128, 128),
+    (key, False, True),
+  ):
+    found = config.get(name, default)
+    if found != wanted:
+      raise MappingError(
+        f'config.json: expected {name} {wanted!r} as T5 1.1 and Flan-T5 have '
+        f'it, got {found!r}.'
+      )
+
+
 def hugging_face_config(
   numbers: dict[str, int], dropout_rate: float, dtype: str
 ) -> dict[str, Any]:
