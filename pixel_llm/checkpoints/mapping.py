@@ -269,8 +269,7 @@ def cast(tensors: Tensors, dtype: np.dtype) -> dict[str, Tensor]:
   """The floating point tensors in another dtype; the others as they are."""
 
   def one(tensor: Tensor) -> Tensor:
-    floating = tensor.dtype.kind == 'f' or tensor.dtype == tensors_lib.BFLOAT16
-    if not floating or tensor.dtype == dtype:
+    if not tensors_lib.is_floating(tensor.dtype) or tensor.dtype == dtype:
       return tensor
     return Tensor(tensor.shape, dtype, lambda: tensor.read().astype(dtype))
 

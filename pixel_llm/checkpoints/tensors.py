@@ -71,6 +71,12 @@ class Tensor:
 Tensors = Mapping[str, Tensor]
 
 
+def is_floating(dtype: np.dtype) -> bool:
+  """Whether NumPy's or ml_dtypes' dtype is of floating point numbers."""
+  # Those of ml_dtypes are of kind V or f to NumPy, by its version.
+  return dtype.kind == 'f' or dtype.name.startswith(('bfloat', 'float'))
+
+
 def of_array(array: np.ndarray) -> Tensor:
   """An array in memory as a `Tensor`."""
   return Tensor(array.shape, array.dtype, lambda: array)
