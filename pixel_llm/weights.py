@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -279,7 +280,7 @@ def _watched(
 def _free(out: str, force: bool) -> pathlib.Path:
   path = pathlib.Path(out)
   if path.exists() and not force:
-    raise FileExistsError(17, 'exists; --force replaces it', out)
+    raise FileExistsError(errno.EEXIST, 'exists; --force replaces it', out)
   return path
 
 
@@ -295,7 +296,7 @@ def _whole(out: pathlib.Path):
       out.rename(old)
     try:
       part.rename(out)
-    except OSError:
+    except BaseException:
       if old.exists():
         old.rename(out)
       raise

@@ -22,6 +22,7 @@ from pixel_llm import batch as batch_lib
 from pixel_llm import config as config_lib
 from pixel_llm import main, weights
 from pixel_llm.checkpoints import manager as manager_lib
+from pixel_llm.checkpoints import mapping, t5_names
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import (
   detection,
@@ -269,6 +270,44 @@ def test_a_shard_at_a_time_from_transformers(tmp_path):
     HUGGING_FACE, str(tmp_path / 'y.safetensors'), 'huggingface'
   )
   assert_same(opened(out), opened(tmp_path / 'y.safetensors'))
+
+
+def test_t5x_loads_the_export(t5x_tiny, tmp_path):
+  checkpoints = pytest.importorskip('t5x.checkpoints')
+  ours, out = str(tmp_path / 'ours'), str(tmp_path / 'out')
+  for folder, dtype in (('legacy', 'float32'), ('legacy_bf16', 'bfloat16')):
+    weights.import_weights(str(t5x_tiny / folder), ours, 't5x', force=True)
+    weights.export_weights(ours, out, 't5x', dtype=dtype, step=7, force=True)
+    state = checkpoints.load_t5x_checkpoint(f'{out}/checkpoint_7')
+    assert state['state']['step'] == 7
+    got = traverse_util.flatten_dict(state['target'], sep='/')
+    expected = opened(t5x_tiny / folder, 'target/')
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+      # T5X casts what it restores to float32.
+      np.testing.assert_array_equal(
+        np.asarray(got[name], np.float32), tensor.read().astype(np.float32)
+      )
+
+
+@pytest.mark.parametrize(
+  ('size', 'arrays', 'numbers'),
+  [('small', 190, 76_961_152), ('xl', 558, 2_849_757_184)],
+)
+def test_big_sizes_have_the_arrays_of_t5x(size, arrays, numbers):
+  def fail():
+    raise AssertionError('a tensor was loaded')
+
+  shapes = weights.shapes(t5.SIZES[size])
+  ours = {
+    name: tensors_lib.Tensor(shape, np.dtype(np.float32), fail)
+    for name, shape in shapes.items()
+  }
+  for table in (t5_names.T5X, t5_names.HUGGING_FACE):
+    theirs, report = mapping.apply(mapping.inverse(table), ours)
+    assert not report and len(theirs) == arrays
+    assert sum(t.size for t in theirs.values()) == numbers
+    assert mapping.convert(table, theirs, shapes).keys() == shapes.keys()
 
 
 def damaged(change):

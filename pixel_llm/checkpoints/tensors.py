@@ -56,6 +56,7 @@ class Tensor:
 
     Raises:
       TensorFileError: its file is damaged.
+      ValueError: its file holds another shape or dtype than it announced.
       OSError: its file can't be read.
     """
     array = self.load()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 
@@ -42,7 +43,7 @@ def open_tensors(path: str | os.PathLike) -> tuple[str, dict[str, Tensor]]:
   if path.is_dir():
     return _open_folder(path)
   if not path.exists():
-    raise FileNotFoundError(2, 'No such file or directory', str(path))
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
   if path.name.endswith('.safetensors.index.json'):
     return 'safetensors, sharded', safetensors.read_index(
       path, safetensors.read

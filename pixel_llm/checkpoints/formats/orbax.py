@@ -161,6 +161,7 @@ def write(
         'store_data_equal_to_fill_value': True,
       },
       array,
+      {'id': 'zstd', 'level': 1},
     )
     nodes[str(keys)] = {
       'key_metadata': [{'key': key, 'key_type': 2} for key in keys],

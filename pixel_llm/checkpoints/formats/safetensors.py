@@ -67,14 +67,21 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
         f'length {length} in {size} bytes',
       )
     header = _json(path, file.read(length))
-  begin, end = 8 + length, 0
+  begin, spans = 8 + length, []
   tensors = {}
   for name, entry in header.items():
     if name == _METADATA:
       continue
     shape, dtype, span = _entry(path, name, entry)
     tensors[name] = _tensor(path, begin + span[0], shape, dtype)
-    end = max(end, span[1])
+    spans.append(span)
+  end = 0
+  for span in sorted(spans):
+    if span[0] != end:
+      raise TensorFileError(
+        path, f'tensors end to end, one at {end}', f'one at {span[0]}'
+      )
+    end = span[1]
   if begin + end != size:
     raise TensorFileError(
       path,

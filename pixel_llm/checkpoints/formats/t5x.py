@@ -102,7 +102,8 @@ def write(path: str | os.PathLike, tensors: Tensors) -> None:
       continue
     place = f'{name.replace("/", ".")}/'
     kvstore = {'driver': 'file', 'path': str(root.absolute() / place)}
-    metadata = zarr.write({'driver': 'zarr', 'kvstore': kvstore}, array)
+    spec = {'driver': 'zarr', 'kvstore': kvstore}
+    metadata = zarr.write(spec, array, {'id': 'gzip', 'level': 1})
     leaves[name] = {
       'driver': 'zarr',
       'dtype': array.dtype.name,

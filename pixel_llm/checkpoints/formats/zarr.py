@@ -46,12 +46,15 @@ def open_all(
   return tensors
 
 
-def write(spec: dict[str, Any], array: np.ndarray) -> dict[str, Any]:
+def write(
+  spec: dict[str, Any], array: np.ndarray, compressor: dict[str, Any]
+) -> dict[str, Any]:
   """Writes an array as a new zarr v2 array.
 
   Args:
     spec: TensorStore's, with driver and kvstore.
     array: any dtype that zarr and ml_dtypes have.
+    compressor: of its chunks, in zarr's terms.
 
   Returns:
     the metadata that were decided here: chunks, compressor, shape.
@@ -61,7 +64,7 @@ def write(spec: dict[str, Any], array: np.ndarray) -> dict[str, Any]:
   """
   metadata = {
     'chunks': chunks(array.shape, array.dtype.itemsize),
-    'compressor': {'id': 'gzip', 'level': 1},
+    'compressor': compressor,
     'shape': list(array.shape),
   }
   try:

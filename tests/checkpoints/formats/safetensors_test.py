@@ -112,7 +112,9 @@ def test_a_truncated_file_is_named(tmp_path, cut):
     ({'x': entry(shape=(2, True))}, 'a known dtype, a shape'),
     ({'x': entry(span=(0, 4))}, '8 bytes for x'),
     ({'x': entry(span=(0, 8, 9))}, '8 bytes for x'),
-    ({'x': entry(span=(8, 16))}, 'truncated or damaged'),
+    ({'x': entry(span=(8, 16))}, 'one at 0, got one at 8'),
+    ({'x': entry(), 'y': entry()}, 'one at 8, got one at 0'),
+    ({'x': entry((3,), (0, 12))}, 'truncated or damaged'),
     ({'x': 3}, 'a known dtype'),
     ({}, 'truncated or damaged'),
   ],
@@ -127,6 +129,22 @@ def test_a_length_that_is_noise_allocates_nothing(tmp_path):
   path = file_of(tmp_path / 'x.safetensors', {}, length=1 << 60)
   with pytest.raises(TensorFileError, match='length of a header'):
     safetensors.read(path)
+
+
+def test_flipped_bytes_never_give_a_traceback(tmp_path):
+  path = tmp_path / 'x.safetensors'
+  safetensors.write(path, lazy(ARRAYS))
+  whole = path.read_bytes()
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    data = bytearray(whole)
+    data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+    path.write_bytes(data)
+    try:
+      for tensor in safetensors.read(path).values():
+        tensor.read()
+    except TensorFileError as e:
+      assert str(path) in str(e)
 
 
 def test_a_file_cut_after_opening_is_named(tmp_path):

@@ -110,6 +110,7 @@ def test_reads_variants_of_the_tree(tmp_path):
       'kvstore': {'driver': 'file', 'path': f'{tmp_path}/target.old/'},
     },
     array,
+    {'id': 'gzip', 'level': 1},
   )
   tree = {
     'target': {
