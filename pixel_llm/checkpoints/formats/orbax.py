@@ -149,7 +149,6 @@ def write(
   nodes: dict[str, Any] = {}
   for name, tensor in tensors.items():
     keys = tuple(name.split('/'))
-    array = tensor.read()
     zarr.write(
       {
         'driver': 'zarr',
@@ -160,7 +159,7 @@ def write(
         },
         'store_data_equal_to_fill_value': True,
       },
-      array,
+      tensor,
       {'id': 'zstd', 'level': 1},
     )
     nodes[str(keys)] = {
@@ -168,7 +167,7 @@ def write(
       'value_metadata': {
         'value_type': 'jax.Array',
         'skip_deserialize': False,
-        'write_shape': list(array.shape),
+        'write_shape': list(tensor.shape),
       },
     }
   # Checked here, since Orbax would find one name within another only later.

@@ -126,8 +126,8 @@ def write(
   with open(path, 'wb') as file:
     file.write(struct.pack('<Q', len(text)) + text)
     for name in order:
-      array = np.ascontiguousarray(tensors[name].read())
-      file.write(array.reshape(-1).view(np.uint8).data)
+      # No variable holds it while the next one is read.
+      file.write(_bytes(tensors[name]))
 
 
 def read_index(path: str | os.PathLike, read_shard) -> dict[str, Tensor]:
@@ -158,6 +158,10 @@ def read_index(path: str | os.PathLike, read_shard) -> dict[str, Tensor]:
     if name not in shards[shard]:
       raise TensorFileError(path, f'{name} in {shard}', 'none there')
   return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+  return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data
 
 
 def _json(path, data: bytes) -> dict[str, Any]:

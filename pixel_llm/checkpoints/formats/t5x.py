@@ -96,17 +96,16 @@ def write(path: str | os.PathLike, tensors: Tensors) -> None:
   root.mkdir(parents=True)
   leaves: dict[str, Any] = {}
   for name, tensor in tensors.items():
-    array = tensor.read()
-    if array.size <= 1:
-      leaves[name] = msgpack.ExtType(_ARRAY, _packed(array))
+    if tensor.size <= 1:
+      leaves[name] = msgpack.ExtType(_ARRAY, _packed(tensor.read()))
       continue
     place = f'{name.replace("/", ".")}/'
     kvstore = {'driver': 'file', 'path': str(root.absolute() / place)}
     spec = {'driver': 'zarr', 'kvstore': kvstore}
-    metadata = zarr.write(spec, array, {'id': 'gzip', 'level': 1})
+    metadata = zarr.write(spec, tensor, {'id': 'gzip', 'level': 1})
     leaves[name] = {
       'driver': 'zarr',
-      'dtype': array.dtype.name,
+      'dtype': tensor.dtype.name,
       'kvstore': {'driver': 'file', 'path': place},
       'metadata': metadata,
     }

@@ -47,13 +47,14 @@ def open_all(
 
 
 def write(
-  spec: dict[str, Any], array: np.ndarray, compressor: dict[str, Any]
+  spec: dict[str, Any], tensor: Tensor, compressor: dict[str, Any]
 ) -> dict[str, Any]:
-  """Writes an array as a new zarr v2 array.
+  """Writes a tensor as a new zarr v2 array.
 
   Args:
     spec: TensorStore's, with driver and kvstore.
-    array: any dtype that zarr and ml_dtypes have.
+    tensor: of any dtype that zarr and ml_dtypes have; read here, so that it is
+      no longer in memory when the next one is.
     compressor: of its chunks, in zarr's terms.
 
   Returns:
@@ -61,15 +62,17 @@ def write(
 
   Raises:
     OSError: it can't be written.
+    And what reading the tensor raises.
   """
   metadata = {
-    'chunks': chunks(array.shape, array.dtype.itemsize),
+    'chunks': chunks(tensor.shape, tensor.dtype.itemsize),
     'compressor': compressor,
-    'shape': list(array.shape),
+    'shape': list(tensor.shape),
   }
+  array = tensor.read()
   try:
     store = ts.open(
-      ts.Spec({**spec, 'dtype': array.dtype.name, 'metadata': metadata}),
+      ts.Spec({**spec, 'dtype': tensor.dtype.name, 'metadata': metadata}),
       create=True,
       delete_existing=True,
     ).result()

@@ -109,7 +109,7 @@ def test_reads_variants_of_the_tree(tmp_path):
       'driver': 'zarr',
       'kvstore': {'driver': 'file', 'path': f'{tmp_path}/target.old/'},
     },
-    array,
+    tensors_lib.of_array(array),
     {'id': 'gzip', 'level': 1},
   )
   tree = {
