@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -49,6 +50,10 @@ _DTYPES = {
   'float32': np.dtype(np.float32),
   'bfloat16': tensors_lib.BFLOAT16,
 }
+# What a folder holds that was written here.
+_WRITTEN = re.compile(
+  r'0|checkpoint_\d+|config\.json|model\.safetensors|spiece\.model'
+)
 _SAFETENSORS = '.safetensors'
 _EMBEDDING = f'{t5_names.PREFIX}token_embedder/embedding'
 
@@ -76,7 +81,7 @@ def import_weights(
       no say with `pixel-llm`.
     dtype: of the floating point numbers, float32 or bfloat16.
     allow_missing: regular expressions of our names that need not be there.
-    force: replaces what is at `out`.
+    force: replaces what is at `out`, if it was written by this module.
     progress: called with the tensors done and their number.
 
   Returns:
@@ -88,7 +93,7 @@ def import_weights(
     ValueError: NaN or infinite numbers.
     OSError: something can't be read or written, or `out` exists.
   """
-  path = _free(out, force)
+  path = _free(out, source, force)
   _, tensors = detection.open_tensors(source)
   if names == 'pixel-llm':
     given = tensors_lib.part(tensors, 'params/') or dict(tensors)
@@ -132,7 +137,7 @@ def export_weights(
     dtype: of the floating point numbers; None leaves them as they are.
     step: that T5X reads; None takes the checkpoint's, at least 1, since T5X
       takes 0 for no checkpoint.
-    force: replaces what is at `out`.
+    force: replaces what is at `out`, if it was written by this module.
     progress: called with the tensors done and their number.
 
   Returns:
@@ -144,7 +149,7 @@ def export_weights(
     ValueError: NaN or infinite numbers, or an `out` of another name.
     OSError: something can't be read or written, or `out` exists.
   """
-  path = _free(out, force)
+  path = _free(out, source, force)
   if (path.suffix == _SAFETENSORS) != (target == 'safetensors'):
     wanted = f'a {_SAFETENSORS} file' if target == 'safetensors' else 'a folder'
     raise ValueError(f'--out {out}: expected {wanted} for {target}.')
@@ -277,10 +282,23 @@ def _watched(
   return {name: watched(name, tensor) for name, tensor in tensors.items()}
 
 
-def _free(out: str, force: bool) -> pathlib.Path:
+def _free(out: str, source: str, force: bool) -> pathlib.Path:
+  """Where to write, if that costs nothing that was not written here."""
   path = pathlib.Path(out)
-  if path.exists() and not force:
+  if not path.exists():
+    return path
+  if not force:
     raise FileExistsError(errno.EEXIST, 'exists; --force replaces it', out)
+  if path.is_dir():
+    # A slip of the hand must not cost a run.
+    names = sorted(p.name for p in path.iterdir())
+    others = [name for name in names if not _WRITTEN.fullmatch(name)]
+    if others:
+      raise FileExistsError(
+        errno.EEXIST, f'holds {others[0]}, which --force does not replace', out
+      )
+    if pathlib.Path(source).resolve().is_relative_to(path.resolve()):
+      raise FileExistsError(errno.EEXIST, 'holds the source', out)
   return path
 
 

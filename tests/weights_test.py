@@ -417,6 +417,25 @@ def test_what_is_there_stays_without_force(tmp_path):
   assert len(opened(out)) == 29
 
 
+def test_force_never_costs_a_run_or_the_source(tmp_path):
+  run = tmp_path / 'run'
+  (run / 'checkpoints' / '7').mkdir(parents=True)
+  (run / 'config.json').write_text('{}')
+  source = str(tmp_path / 'source')
+  shutil.copytree(HUGGING_FACE, source)
+  (tmp_path / 'source' / 'logits.npz').unlink()
+  (tmp_path / 'source' / 'pytorch_model.bin').unlink()
+  for out, said in (
+    (run, 'holds checkpoints, which'),
+    (run / 'checkpoints', 'holds 7, which'),
+    (source, 'holds the source'),
+  ):
+    with pytest.raises(FileExistsError, match=said):
+      weights.import_weights(source, str(out), 'huggingface', force=True)
+  assert (run / 'checkpoints' / '7').is_dir()
+  assert len(opened(source)) > 29
+
+
 def test_an_export_of_less_than_a_t5_is_refused(tmp_path):
   source = str(tmp_path / 'x.safetensors')
   weights.import_weights(HUGGING_FACE, source, 'huggingface')
