@@ -9,6 +9,7 @@ any size passes through memory a tensor at a time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -25,6 +26,27 @@ class TensorFileError(ValueError):
 
   def __init__(self, path: str | os.PathLike, expected: str, found: str):
     super().__init__(f'{os.fspath(path)}: expected {expected}, got {found}.')
+
+
+@contextlib.contextmanager
+def damaged(path: str | os.PathLike, expected: str):
+  """Turns what reading a damaged file raises into the error that names it.
+
+  Damage may raise whatever the wrong values lead to in the library that reads
+  them, so the block should hold nothing but the reading.
+  """
+  try:
+    yield
+  except TensorFileError:
+    raise
+  except Exception as e:
+    if isinstance(e, OSError) and e.filename is not None:
+      # The file can't be read at all, and the error says which.
+      raise
+    text = str(e).strip().rstrip('.').partition('\n')[0]
+    plain = text and isinstance(e, ValueError)
+    found = text if plain else f'{type(e).__name__}: {text or "no message"}'
+    raise TensorFileError(path, expected, found) from e
 
 
 @dataclasses.dataclass(frozen=True)

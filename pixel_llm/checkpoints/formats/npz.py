@@ -6,21 +6,14 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 
 import numpy as np
 
-from pixel_llm.checkpoints.tensors import BFLOAT16, Tensor, TensorFileError
-
-# What a damaged zip raises, in its directory or in a member.
-ZIP_ERRORS = (
-  zipfile.BadZipFile,
-  zlib.error,
-  EOFError,
-  ValueError,
-  NotImplementedError,
-  RuntimeError,
-  KeyError,
+from pixel_llm.checkpoints.tensors import (
+  BFLOAT16,
+  Tensor,
+  TensorFileError,
+  damaged,
 )
 
 
@@ -32,16 +25,11 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
     OSError: it can't be read.
   """
   tensors = {}
-  try:
-    with zipfile.ZipFile(path) as archive:
-      for member in archive.namelist():
-        name = member.removesuffix('.npy')
-        with archive.open(member) as file:
-          tensors[name] = _tensor(path, name, member, file)
-  except TensorFileError:
-    raise
-  except ZIP_ERRORS as e:
-    raise TensorFileError(path, 'a whole .npz file', _said(e)) from e
+  with damaged(path, 'a whole .npz file'), zipfile.ZipFile(path) as archive:
+    for member in archive.namelist():
+      name = member.removesuffix('.npy')
+      with archive.open(member) as file:
+        tensors[name] = _tensor(path, name, member, file)
   return tensors
 
 
@@ -60,20 +48,16 @@ def _tensor(path, name: str, member: str, file) -> Tensor:
     raise TensorFileError(path, f'numbers in {name}', f'dtype {dtype}')
 
   def load():
-    try:
-      with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-        # Reading on to the end is what makes zipfile check the sum.
-        file.read()
-    except ZIP_ERRORS as e:
-      raise TensorFileError(path, f'{name} whole', _said(e)) from e
+    with (
+      damaged(path, f'{name} whole'),
+      zipfile.ZipFile(path) as archive,
+      archive.open(member) as file,
+    ):
+      array = np.lib.format.read_array(file, allow_pickle=False)
+      # Reading on to the end is what makes zipfile check the sum.
+      file.read()
     return (
       array.view(stored) if is_bfloat16 else array.astype(stored, copy=False)
     )
 
   return Tensor(shape, stored, load)
-
-
-def _said(error: BaseException) -> str:
-  text = str(error).strip().rstrip('.')
-  return text.splitlines()[0] if text else type(error).__name__

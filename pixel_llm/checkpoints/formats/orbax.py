@@ -20,7 +20,12 @@ from typing import Any
 from flax import traverse_util
 
 from pixel_llm.checkpoints.formats import zarr
-from pixel_llm.checkpoints.tensors import Tensor, TensorFileError, Tensors
+from pixel_llm.checkpoints.tensors import (
+  Tensor,
+  TensorFileError,
+  Tensors,
+  damaged,
+)
 
 _TREE = '_METADATA'
 _STEP = re.compile(r'(?:.*_)?(\d+)')
@@ -91,7 +96,7 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
 
 def _read_item(path: pathlib.Path) -> dict[str, Tensor]:
   file = path / _TREE
-  try:
+  with damaged(file, "the JSON of Orbax's tree"):
     tree = json.loads(file.read_bytes())
     nodes = tree['tree_metadata'].values()
     leaves = {
@@ -107,8 +112,6 @@ def _read_item(path: pathlib.Path) -> dict[str, Tensor]:
       if leaf['value_type'] not in ('None', 'string')
       and not leaf.get('skip_deserialize')
     ]
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise TensorFileError(file, "the JSON of Orbax's tree", repr(e)) from e
   specs = {}
   for keys in arrays:
     name = '.'.join(keys)

@@ -25,6 +25,7 @@ from pixel_llm.checkpoints.tensors import (
   Tensor,
   TensorFileError,
   Tensors,
+  damaged,
   of_array,
 )
 
@@ -52,16 +53,10 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
     OSError: it can't be read.
   """
   file = pathlib.Path(path) / _TREE
-  try:
+  with damaged(file, "the msgpack of T5X's tree"):
     content = msgpack.unpackb(
       file.read_bytes(), raw=False, strict_map_key=False, ext_hook=_array
     )
-  # msgpack raises its own errors and ValueError; `_array` whatever NumPy does.
-  except Exception as e:
-    if isinstance(e, OSError):
-      raise
-    said = str(e) or type(e).__name__
-    raise TensorFileError(file, "the msgpack of T5X's tree", said) from e
   version = content.get('version') if isinstance(content, dict) else None
   if version not in _VERSIONS or not isinstance(content.get('optimizer'), dict):
     raise TensorFileError(
@@ -72,7 +67,8 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
   inline: dict[str, Tensor] = {}
   specs: dict[str, dict[str, Any]] = {}
   order: list[str] = []
-  _collect(file, content['optimizer'], (), inline, specs, order)
+  with damaged(file, "T5X's tree"):
+    _collect(file, content['optimizer'], (), inline, specs, order)
   stored = zarr.open_all(path, specs)
   for name, tensor in stored.items():
     if tensor.dtype == np.uint16:
@@ -153,14 +149,11 @@ def _collect(file, value, names, inline, specs, order) -> None:
 
 
 def _joined(file, name: str, value: dict[str, Any]) -> np.ndarray:
-  try:
+  with damaged(file, f'the pieces of {name}'):
     shape, pieces = value['shape'], value['chunks']
     flat = [pieces[str(i)] for i in range(len(pieces))]
-    return np.concatenate(flat).reshape(
-      [shape[str(i)] for i in range(len(shape))]
-    )
-  except (KeyError, TypeError, ValueError) as e:
-    raise TensorFileError(file, f'the pieces of {name}', repr(e)) from e
+    sizes = [shape[str(i)] for i in range(len(shape))]
+    return np.concatenate(flat).reshape(sizes)
 
 
 def _spec(file, name: str, value: dict[str, Any]) -> dict[str, Any]:

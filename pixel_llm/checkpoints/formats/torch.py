@@ -25,8 +25,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pixel_llm.checkpoints.formats.npz import ZIP_ERRORS
-from pixel_llm.checkpoints.tensors import BFLOAT16, Tensor, TensorFileError
+from pixel_llm.checkpoints.tensors import (
+  BFLOAT16,
+  Tensor,
+  TensorFileError,
+  damaged,
+)
 
 _STORAGES = {
   'DoubleStorage': np.dtype('<f8'),
@@ -99,39 +103,27 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
       "PyTorch's zip format (torch.save since 1.6)",
       'a file that is no zip; if it is an older one, load and save it anew',
     )
-  try:
-    with zipfile.ZipFile(path) as archive:
-      members = archive.namelist()
-      pickles = [m for m in members if m.split('/')[1:] == ['data.pkl']]
-      if len(pickles) != 1:
-        raise TensorFileError(
-          path, 'a zip with NAME/data.pkl', f'{len(members)} other members'
-        )
-      root = pickles[0].removesuffix('data.pkl')
-      order = f'{root}byteorder'
-      if order in members and archive.read(order) != b'little':
-        raise TensorFileError(path, 'little-endian storages', 'big-endian')
-      sizes = {m: archive.getinfo(m).file_size for m in members}
-      if sizes[pickles[0]] > os.path.getsize(path):
-        raise TensorFileError(
-          path, 'a pickle smaller than the file', f'{sizes[pickles[0]]} bytes'
-        )
-      data = archive.read(pickles[0])
-  except TensorFileError:
-    raise
-  except ZIP_ERRORS as e:
-    raise TensorFileError(path, 'a whole zip', str(e)) from e
+  with damaged(path, 'a whole zip'), zipfile.ZipFile(path) as archive:
+    members = archive.namelist()
+    pickles = [m for m in members if m.split('/')[1:] == ['data.pkl']]
+    if len(pickles) != 1:
+      raise TensorFileError(
+        path, 'a zip with NAME/data.pkl', f'{len(members)} other members'
+      )
+    root = pickles[0].removesuffix('data.pkl')
+    order = f'{root}byteorder'
+    if order in members and archive.read(order) != b'little':
+      raise TensorFileError(path, 'little-endian storages', 'big-endian')
+    sizes = {m: archive.getinfo(m).file_size for m in members}
+    if sizes[pickles[0]] > os.path.getsize(path):
+      raise TensorFileError(
+        path, 'a pickle smaller than the file', f'{sizes[pickles[0]]} bytes'
+      )
+    data = archive.read(pickles[0])
   unpickler = _Unpickler(_Archive(path, sizes), root, data)
-  try:
+  with damaged(path, 'a pickle of tensors'):
     _check_opcodes(data)
     value = unpickler.load()
-  except TensorFileError:
-    raise
-  # A damaged pickle may raise whatever its wrong calls raise.
-  except Exception as e:
-    raise TensorFileError(
-      path, 'a pickle of tensors', f'{type(e).__name__}: {e}'
-    ) from e
   tensors: dict[str, Tensor] = {}
   for count, (name, tensor) in enumerate(_leaves(path, value, ())):
     if count >= _MAX_VALUES:
@@ -162,12 +154,12 @@ class _Archive:
     last = self._last
     if last is not None and last[0] == member:
       return last[1]
-    try:
-      # Read to its end, which makes zipfile check the sum.
-      with zipfile.ZipFile(self.path) as archive:
-        data = archive.read(member)
-    except ZIP_ERRORS as e:
-      raise TensorFileError(self.path, f'{member} whole', str(e)) from e
+    # Read to its end, which makes zipfile check the sum.
+    with (
+      damaged(self.path, f'{member} whole'),
+      zipfile.ZipFile(self.path) as archive,
+    ):
+      data = archive.read(member)
     self._last = (member, np.frombuffer(data, np.uint8))
     return self._last[1]
 
@@ -275,7 +267,9 @@ class _Unpickler(pickle.Unpickler):
       or len(shape) != len(stride)
       or not all(type(n) is int and n >= 0 for n in numbers)
     ):
-      raise ValueError(f'a tensor of shape {shape} and strides {stride}')
+      raise ValueError(
+        f'a tensor of offset {offset}, shape {shape} and strides {stride}'
+      )
     last = sum((n - 1) * step for n, step in zip(shape, stride))
     end = offset + last + 1 if math.prod(shape) else 0
     if end * dtype.itemsize > storage.size:

@@ -106,9 +106,9 @@ def test_a_tensor_made_by_hand(tmp_path):
     ({'offset': 1}, '28 bytes in archive/data/0, got 24'),
     ({'stride': (4, 1)}, '28 bytes'),
     ({'shape': (1 << 40, 3)}, 'bytes in archive/data/0, got 24'),
-    ({'stride': (-3, 1)}, 'a pickle of tensors, got ValueError'),
-    ({'offset': -1}, 'a pickle of tensors, got ValueError'),
-    ({'shape': (2, 3, 1)}, 'a pickle of tensors, got ValueError'),
+    ({'stride': (-3, 1)}, 'a pickle of tensors, got a tensor of offset'),
+    ({'offset': -1}, 'a pickle of tensors, got a tensor of offset'),
+    ({'shape': (2, 3, 1)}, 'a pickle of tensors, got a tensor of offset'),
     ({'count': 7}, '28 bytes in archive/data/0, got 24'),
     ({'data': bytes(23)}, '24 bytes in archive/data/0, got 23'),
   ],
@@ -227,7 +227,7 @@ def test_a_flipped_byte_of_a_storage_is_noticed(tmp_path):
   data[data.index(values) + 5] ^= 1
   (tmp_path / 'x.pth').write_bytes(data)
   got = torch_lib.read(tmp_path / 'x.pth')
-  with pytest.raises(TensorFileError, match='whole, got Bad CRC'):
+  with pytest.raises(TensorFileError, match='whole, got BadZipFile: Bad CRC'):
     got['model/a.weight'].read()
 
 
