@@ -115,6 +115,8 @@ class LocationPromptEncoder(nn.Module):
 
     SAM adds one ignored point to a prompt that has no box; here the caller does
     it, as prompts are batched to a fixed number of points anyway.
+    Reference: the research code overwrites the points it is given by a grid of
+    its boxes, so that point prompts never reach this.
 
     Args:
       points_px: [..., points, 2] xy, pixels of the padded input.
