@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of words and points.
+"""Losses of words, points and masks.
 
 Each returns the weighted sum and the sum of the weights, both float32 scalars,
 and leaves the division to `mean`: parts of a batch, micro-batches or hosts are
@@ -158,6 +158,136 @@ def proposal_loss(
 def _area(low: Array, high: Array) -> Array:
   sides = jnp.maximum(high - low, 0)
   return sides[..., 0] * sides[..., 1]
+
+
+def focal_loss(
+  logits: Array,
+  targets: Array,
+  weights: Array,
+  alpha: float = 0.5,
+  gamma: float = 2.0,
+) -> Array:
+  """Cross-entropy of pixels in which those nearly right count little.
+
+  With p the probability given to a pixel's true class, the pixel costs
+  - a (1 - p)^gamma log(p), a being alpha in the mask and 1 - alpha outside.
+
+  Args:
+    logits: [..., H, W].
+    targets: [..., H, W], 1 in the mask and 0 outside.
+    weights: [..., H, W] of the pixels.
+    alpha: weight of the pixels in the mask.
+    gamma: 0 is cross-entropy.
+
+  Returns:
+    [...] the mean over the pixels of each mask; 0 where no pixel has weight.
+  Source: arXiv 1708.02002; scenic `model_lib/base_models/model_utils.py`, whose
+    alpha is 0.5.
+  """
+  logits, targets = _float(logits), _float(targets)
+  cost = -jax.nn.log_sigmoid(jnp.where(targets > 0.5, logits, -logits))
+  cost = cost * (1 - jnp.exp(-cost)) ** gamma
+  cost = cost * jnp.where(targets > 0.5, alpha, 1 - alpha)
+  weights = jnp.broadcast_to(_float(weights), logits.shape)
+  return mean(
+    jnp.sum(cost * weights, axis=(-2, -1)), jnp.sum(weights, axis=(-2, -1))
+  )
+
+
+def dice_loss(logits: Array, targets: Array, weights: Array) -> Array:
+  """1 - 2 |P and T| / (|P| + |T|), of probable pixels P and true pixels T.
+
+  Args:
+    logits: [..., H, W].
+    targets: [..., H, W], 1 in the mask and 0 outside.
+    weights: [..., H, W] of the pixels.
+
+  Returns:
+    [...] in [0, 1); one more pixel above and below the fraction makes two empty
+    masks equal.
+  Source: arXiv 1606.04797; scenic `model_lib/base_models/model_utils.py`.
+  """
+  weights = _float(weights)
+  inside = jax.nn.sigmoid(_float(logits)) * weights
+  targets = _float(targets) * weights
+  both = jnp.sum(inside * targets, axis=(-2, -1))
+  each = jnp.sum(inside + targets, axis=(-2, -1))
+  return 1 - (2 * both + 1) / (each + 1)
+
+
+def mask_iou(logits: Array, targets: Array, weights: Array) -> Array:
+  """Intersection over union of masks.
+
+  Args:
+    logits: [..., H, W]; a pixel is in the mask where its logit is above 0.
+    targets: [..., H, W], 1 in the mask and 0 outside.
+    weights: [..., H, W] of the pixels.
+
+  Returns:
+    [...] in [0, 1]; 0 where both are empty. It has no gradient.
+  """
+  inside, targets = logits > 0, targets > 0.5
+  weights = _float(weights)
+  both = jnp.sum(_float(inside & targets) * weights, axis=(-2, -1))
+  return mean(both, jnp.sum(_float(inside | targets) * weights, axis=(-2, -1)))
+
+
+def mask_loss(
+  logits: Array,
+  ious: Array,
+  targets: Array,
+  pixels: Array,
+  weights: Array,
+  focal_weight: float = 20.0,
+  dice_weight: float = 1.0,
+) -> tuple[Array, Array, Array, Array]:
+  """The parts of SAM's loss of masks.
+
+  Where a region has several candidates the one that costs least is trained, by
+  focal and dice loss; the predicted IoU of every candidate is brought to what
+  it is. The published total is 20 * focal + 1 * dice + 1 * IoU.
+
+  Args:
+    logits: [B, R, M, h, w] of M candidates; resized linearly to the targets.
+    ious: [B, R, M], predicted IoU of each.
+    targets: [B, R, H, W], 1 in the mask and 0 outside, on the grid of the
+      padded input.
+    pixels: [B, H, W], 1 in the valid image and 0 on the padding.
+    weights: [B, R]; a region of weight 0 is ignored.
+    focal_weight: of focal loss, in the choice of the cheapest candidate.
+    dice_weight: of dice loss, in that choice.
+
+  Returns:
+    The weighted sums over regions of focal loss, of dice loss and of the
+    squared error of the IoU, and the sum of the weights.
+
+  Source: Segment Anything (arXiv 2304.02643), appendix A; scenic pixel_llm,
+    `modeling/losses.py:sam_mask_loss`.
+  Reference: there the dice loss and the true IoU count the padding as image,
+    which is never shown to anybody; here no part does.
+  """
+  size = targets.shape[-2:]
+  logits = _float(logits)
+  if logits.shape[-2:] != size:
+    logits = jax.image.resize(logits, (*logits.shape[:3], *size), 'bilinear')
+  targets = jnp.broadcast_to(targets[:, :, None], logits.shape)
+  pixels = pixels[:, None, None]
+  focal = focal_loss(logits, targets, pixels)
+  dice = dice_loss(logits, targets, pixels)
+  best = jnp.argmin(focal_weight * focal + dice_weight * dice, axis=-1)
+
+  def at_best(values):
+    return jnp.take_along_axis(values, best[..., None], axis=-1)[..., 0]
+
+  error = jnp.square(_float(ious) - mask_iou(logits, targets, pixels))
+  focal, weight = _weigh(at_best(focal), weights)
+  dice, _ = _weigh(at_best(dice), weights)
+  iou, _ = _weigh(jnp.mean(error, axis=-1), weights)
+  return focal, dice, iou, weight
+
+
+def _float(x: Array) -> Array:
+  return jnp.asarray(x, jnp.float32)
 
 
 def _weigh(values: Array, weights: Array) -> tuple[Array, Array]:
