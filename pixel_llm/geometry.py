@@ -14,6 +14,7 @@ padding (`Fit`) leave them alone; only flips and crops (`Affine`) move them.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -301,6 +302,25 @@ def points_to_box(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
   box = np.concatenate([low, high], axis=-1)
   any_there = np.any(there, axis=-1, keepdims=True)
   return np.where(any_there, box, 0.0).astype(points.dtype)
+
+
+def answer_box(tokens: Any, points: Any) -> Any:
+  """The box that a read answer points at, on the host or on the device.
+
+  Args:
+    tokens: [..., L] int, the answer with its end token.
+    points: [..., L, P, 2] xy.
+
+  Returns:
+    [..., 4] xyxy, the bounding box of the points of the last token before the
+    end; an array of NumPy or JAX as `points` is.
+
+  Source: paper section 3.4, referring localization.
+  """
+  xp = points.__array_namespace__()
+  last = xp.maximum((tokens > 0).sum(-1) - 2, 0)[..., None, None, None]
+  at = xp.take_along_axis(points, last, axis=-3)[..., 0, :, :]
+  return xp.concatenate([at.min(-2), at.max(-2)], axis=-1)
 
 
 def _scale(size: tuple[int, int], coordinates: np.ndarray) -> np.ndarray:
