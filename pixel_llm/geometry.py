@@ -282,6 +282,28 @@ def pairwise_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
   return box_iou(boxes[..., :, None, :], others[..., None, :, :])
 
 
+def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+  """Greedy non-maximum suppression: a box stays unless a better one covers it.
+
+  `model.roi.nms` is the same on the device.
+
+  Args:
+    boxes: [N, 4] xyxy.
+    scores: [N]; of two equal ones the first is the better.
+    threshold: boxes whose IoU is above it overlap.
+
+  Returns:
+    [kept] int64, indices of the boxes that stay, best first.
+  """
+  order = np.argsort(-np.asarray(scores), kind='stable')
+  iou = pairwise_iou(boxes, boxes)
+  kept: list[int] = []
+  for i in order:
+    if not np.any(iou[i, kept] > threshold):
+      kept.append(int(i))
+  return np.asarray(kept, np.int64)
+
+
 def points_to_box(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
   """Smallest box holding the weighted points.
 
