@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of words, points and masks.
+"""Losses of words, points, masks and boxes.
 
 Each returns the weighted sum and the sum of the weights, both float32 scalars,
 and leaves the division to `mean`: parts of a batch, micro-batches or hosts are
@@ -284,6 +284,66 @@ def mask_loss(
   dice, _ = _weigh(at_best(dice), weights)
   iou, _ = _weigh(jnp.mean(error, axis=-1), weights)
   return focal, dice, iou, weight
+
+
+def center_loss(
+  logits: Array, heat: Array, is_center: Array, weights: Array
+) -> tuple[Array, Array, Array]:
+  """Focal loss of where the centres of things are.
+
+  Args:
+    logits: [B, cells].
+    heat: [B, cells] in [0, 1]; background counts less the nearer it is to 1.
+    is_center: [B, cells] bool.
+    weights: [B]; 0 where not every thing of an image has its box.
+
+  Returns:
+    The weighted sums over the cells that are centres and over the others, and
+    the weighted number of centres, at least one an image.
+  Source: CenterNet (arXiv 1904.07850), equation 1, weighted 1 to 3 as in scenic
+    `projects/baselines/centernet/modeling/centernet.py`.
+  """
+  chance = jnp.clip(jax.nn.sigmoid(_float(logits)), 1e-4, 1 - 1e-4)
+  hit = -0.25 * (1 - chance) ** 2 * jnp.log(chance) * is_center
+  miss = -0.75 * chance**2 * jnp.log(1 - chance) * (1 - heat) ** 4
+  miss = jnp.where(is_center, 0.0, miss)
+  count = jnp.maximum(jnp.sum(_float(is_center), axis=1), 1)
+  hit, _ = _weigh(jnp.sum(hit, axis=1), weights)
+  miss, _ = _weigh(jnp.sum(miss, axis=1), weights)
+  return hit, miss, _weigh(count, weights)[0]
+
+
+def side_loss(
+  distances: Array, targets: Array, has_box: Array, weights: Array
+) -> tuple[Array, Array]:
+  """1 - generalized IoU of boxes that hold one point.
+
+  Args:
+    distances: [B, cells, 4], from the point to the left, upper, right and lower
+      side.
+    targets: [B, cells, 4] alike.
+    has_box: [B, cells] bool; others cost nothing.
+    weights: [B] of the images.
+
+  Returns:
+    The weighted sum over cells, and the weighted number of cells that have a
+    box, at least one an image.
+  Source: arXiv 1902.09630; scenic
+    `projects/baselines/centernet/modeling/centernet.py`.
+  """
+  distances, targets = _float(distances), _float(targets)
+
+  def area(sides):
+    return jnp.prod(sides[..., :2] + sides[..., 2:], axis=-1)
+
+  # Both hold the point, so the nearer sides bound the intersection.
+  overlap = area(jnp.minimum(distances, targets))
+  hull = area(jnp.maximum(distances, targets))
+  union = area(distances) + area(targets) - overlap
+  loss = 1 - overlap / (union + 1e-6) + (hull - union) / (hull + 1e-6)
+  loss = jnp.sum(jnp.where(has_box, loss, 0.0), axis=1)
+  count = jnp.maximum(jnp.sum(_float(has_box), axis=1), 1)
+  return _weigh(loss, weights)[0], _weigh(count, weights)[0]
 
 
 def _float(x: Array) -> Array:
