@@ -5,7 +5,8 @@
 `FeaturePyramid` makes maps of five sizes from the image's one; `ProposalHead`
 says of each cell whether a thing has its centre there, and how far its sides
 are. `propose` turns that into boxes, `assign` true boxes into what the head
-should have said.
+should have said. `BoxHead` looks at each box again, and `detect` keeps the
+boxes that hold a thing.
 
 Source: CenterNet2 (arXiv 2103.07461), the pyramid of ViTDet (arXiv 2203.16527),
 section 3; scenic `projects/baselines/centernet` and pixel_llm,
@@ -47,6 +48,11 @@ class DetectorConfig:
     candidates: likeliest cells whose boxes are looked at.
     proposals: boxes given.
     nms_threshold: IoU above which the less likely of two boxes is dropped.
+    bins: side of the grid of parts that `BoxHead` reads of a box.
+    box_dim: its hidden width.
+    detections: boxes kept at last.
+    detection_score: below it no box is kept.
+    detection_nms_threshold: as `nms_threshold`, of these.
     dtype: compute dtype.
   """
 
@@ -67,6 +73,11 @@ class DetectorConfig:
   candidates: int = 1000
   proposals: int = 256
   nms_threshold: float = 0.9
+  bins: int = 7
+  box_dim: int = 1024
+  detections: int = 100
+  detection_score: float = 0.05
+  detection_nms_threshold: float = 0.5
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -84,6 +95,11 @@ class DetectorConfig:
       raise ValueError(
         f'DetectorConfig.proposals: expected 1 to candidates = '
         f'{self.candidates}, got {self.proposals}.'
+      )
+    if not 1 <= self.detections <= self.proposals:
+      raise ValueError(
+        f'DetectorConfig.detections: expected 1 to proposals = '
+        f'{self.proposals}, got {self.detections}.'
       )
 
 
@@ -366,3 +382,125 @@ def assign(
     distances=jnp.where(has_box[..., None], sides, 0.0),
     has_box=has_box,
   )
+
+
+def read_boxes(
+  pyramid: list[Array],
+  boxes_px: Array,
+  grid: tuple[int, int],
+  canvas: tuple[int, int],
+  config: DetectorConfig,
+) -> Array:
+  """What the pyramid shows in each part of boxes.
+
+  A box of 224 pixels is read in the level of the image's size, one twice as
+  large in the next.
+
+  Args:
+    pyramid: from `FeaturePyramid`.
+    boxes_px: [B, R, 4] xyxy, pixels of the padded input.
+    grid: (height, width) of the image's features.
+    canvas: (height, width) of the padded input, pixels.
+    config: how many parts.
+
+  Returns: [B, R, bins, bins, channels].
+  Source: arXiv 1612.03144, equation 1.
+  """
+  sides = jnp.maximum(boxes_px[..., 2:] - boxes_px[..., :2], 0)
+  size = jnp.sqrt(jnp.prod(sides, axis=-1))
+  levels = jnp.floor(1 + jnp.log2(size / 224 + 1e-8))
+  levels = jnp.clip(levels, 0, len(pyramid) - 1)
+  height, width = canvas
+  return roi.multilevel_roi_align(
+    pyramid,
+    boxes_px / jnp.asarray([[[width, height] * 2]], boxes_px.dtype),
+    levels,
+    config.bins,
+    counts=[(grid[0] / scale, grid[1] / scale) for scale in SCALES],
+  )
+
+
+class BoxHead(nn.Module):
+  """Does a box hold a thing, and where exactly is it.
+
+  Source: arXiv 1504.08083, one class.
+  Reference: the research code has a logit for the background too, of which the
+  difference alone matters.
+  """
+
+  config: DetectorConfig
+
+  @nn.compact
+  def __call__(self, parts: Array) -> tuple[Array, Array]:
+    """[B, R, bins, bins, channels] -> logits [B, R], moves [B, R, 4]."""
+    config = self.config
+    x = jnp.reshape(parts, (*parts.shape[:2], -1))
+    for i, axes in enumerate((('embed', 'mlp'), ('mlp', 'embed'))):
+      x = layers.Dense(
+        config.box_dim, axes, True, config.dtype, name=f'mlp_{i}'
+      )(x)
+      x = nn.relu(x)
+    out = ('embed', 'unsharded')
+    logits = layers.Dense(
+      1, out, True, kernel_init=nn.initializers.normal(0.01), name='thing'
+    )(x)
+    moves = layers.Dense(
+      4, out, True, kernel_init=nn.initializers.normal(0.001), name='moves'
+    )(x)
+    return logits[..., 0], moves
+
+
+def move(boxes: Array, moves: Array) -> Array:
+  """Moves and stretches boxes.
+
+  Args:
+    boxes: [..., 4] xyxy.
+    moves: [..., 4]: of the centre, in tenths of the sides, and the logarithm of
+      the stretch, in fifths; x before y.
+
+  Returns: [..., 4] xyxy.
+  Source: arXiv 1311.2524, appendix C, with the scales and the limit of
+    Detectron2.
+  """
+  low, high = boxes[..., :2], boxes[..., 2:]
+  sides = high - low
+  center = (low + high) / 2 + moves[..., :2] / 10 * sides
+  stretch = jnp.exp(jnp.minimum(moves[..., 2:] / 5, np.log(1000 / 16)))
+  half = stretch * sides / 2
+  return jnp.concatenate([center - half, center + half], axis=-1)
+
+
+def detect(
+  boxes_px: Array,
+  scores: Array,
+  there: Array,
+  logits: Array,
+  moves: Array,
+  image_size: Array,
+  config: DetectorConfig,
+) -> tuple[Array, Array, Array]:
+  """The boxes that hold a thing.
+
+  Args:
+    boxes_px: [B, R, 4] from `propose`.
+    scores: [B, R], from there too.
+    there: [B, R] bool, from there too.
+    logits: [B, R] from `BoxHead`.
+    moves: [B, R, 4], from there too.
+    image_size: [B, 2] int32 valid (height, width), pixels.
+    config: how many, how sure and how alike.
+
+  Returns:
+    Boxes [B, detections, 4] xyxy, pixels of the padded input, clipped to the
+    valid image; their scores [B, detections], the geometric mean of both
+    stages; and [B, detections] bool, which there are, the best first.
+  """
+  limit = jnp.asarray(image_size[:, None, ::-1], boxes_px.dtype)
+  limit = jnp.concatenate([limit, limit], axis=-1)
+  boxes_px = jnp.clip(move(boxes_px, moves), 0, limit)
+  scores = jnp.sqrt(nn.sigmoid(logits) * scores)
+  valid = there & (scores > config.detection_score)
+  keep = roi.nms(boxes_px, scores, valid, config.detection_nms_threshold)
+  index, there = roi.best(scores, keep, min(config.detections, scores.shape[1]))
+  boxes_px = jnp.take_along_axis(boxes_px, index[..., None], axis=1)
+  return boxes_px, jnp.take_along_axis(scores, index, axis=1), there

@@ -49,15 +49,18 @@ def multilevel_roi_align(
   levels: Array | None,
   size: int,
   sampling_ratio: int = 2,
+  counts: list[tuple[float, float]] | None = None,
 ) -> Array:
   """`roi_align`, each box in one level of a feature pyramid.
 
   Args:
-    pyramid: [B, h_i, w_i, C] each, all of the padded input.
+    pyramid: [B, h_i, w_i, C] each, of the padded input and perhaps beyond.
     boxes: [B, R, 4] xyxy, normalized to the padded input.
     levels: [B, R] int, index of each box's level; None sums over all.
     size: parts along each side of a box.
     sampling_ratio: samples along each side of a part.
+    counts: of each level, how many of its cells are as high and as wide as the
+      padded input; None where that is all of them.
 
   Returns:
     [B, R, size, size, C].
@@ -73,9 +76,14 @@ def multilevel_roi_align(
   out: Array | None = None
   for i, features in enumerate(pyramid):
     _, height, width, _ = features.shape
+    count = (height, width) if counts is None else counts[i]
     down, across = (
       _weights(
-        boxes[..., axis], boxes[..., axis + 2], size, sampling_ratio, cells
+        boxes[..., axis] * count[1 - axis],
+        boxes[..., axis + 2] * count[1 - axis],
+        size,
+        sampling_ratio,
+        cells,
       )
       for axis, cells in ((1, height), (0, width))
     )
@@ -93,12 +101,12 @@ def multilevel_roi_align(
 def _weights(
   low: Array, high: Array, size: int, samples: int, cells: int
 ) -> Array:
-  """[B, R] ends of boxes in [0, 1] -> [B, R, size, cells] weights of cells."""
+  """[B, R] ends of boxes, in cells -> [B, R, size, cells] weights of cells."""
   count = size * samples
   at = (jnp.arange(count, dtype=jnp.float32) + 0.5) / count
   low, high = low[..., None], high[..., None]
-  # In cells, of which the first has its centre at 0.
-  at = (low + (high - low) * at[None, None]) * cells - 0.5
+  # The first cell has its centre at 0.
+  at = low + (high - low) * at[None, None] - 0.5
   there = (at >= -1) & (at <= cells)
   at = jnp.clip(at, 0, cells - 1)
   cell = jnp.arange(cells, dtype=jnp.float32)

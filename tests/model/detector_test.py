@@ -42,6 +42,9 @@ def config_fixture(golden):
     candidates=published['pre_nms_topk_test'],
     proposals=published['post_nms_topk_test'],
     nms_threshold=published['iou_thresh'],
+    box_dim=published['roi_fc_dims'][0],
+    detections=published['roi_post_nms_num_detections'],
+    detection_nms_threshold=published['roi_nms_threshold'],
   )
 
 
@@ -193,6 +196,126 @@ def test_losses_equal_the_golden(golden, config):
   )
 
 
+def box_head_params(golden):
+  """The published names of the second stage under ours."""
+  head = 'roi_heads/box_head.0'
+  scores = leaves(golden, f'{head}/cls_score', 'kernel', 'bias')
+  return {
+    'mlp_0': leaves(golden, f'{head}/fc1', 'kernel', 'bias'),
+    'mlp_1': leaves(golden, f'{head}/fc2', 'kernel', 'bias'),
+    # A thing's logit less the background's.
+    'thing': {k: np.diff(v, axis=-1) for k, v in scores.items()},
+    'moves': leaves(golden, f'{head}/bbox_pred', 'kernel', 'bias'),
+  }
+
+
+def fading_roi_align(features, box, size, samples=2):
+  """RoIAlign of one box in cells as the research code has it: zeros outside."""
+  height, width, channels = features.shape
+  padded = np.zeros((height + 4, width + 4, channels))
+  padded[2:-2, 2:-2] = features
+  at = (np.arange(size * samples) + 0.5) / (size * samples)
+
+  def weights(low, high, cells):
+    # Far outside there are zeros too.
+    at_cells = np.clip(low + (high - low) * at - 0.5, -2, cells + 1) + 2
+    away = np.abs(at_cells[:, None] - np.arange(cells + 4))
+    return np.maximum(1 - away, 0).reshape(size, samples, -1).mean(1)
+
+  down = weights(box[1], box[3], height)
+  across = weights(box[0], box[2], width)
+  return np.einsum('ih,jw,hwc->ijc', down, across, padded)
+
+
+def test_detections_equal_the_golden(golden, config):
+  pyramid = levels(golden, 'out/fpn')
+  boxes = np.clip(golden['out/proposals/boxes'], 0, 96)
+  scores = golden['out/proposals/scores']
+  size = np.full((2, 2), 96)
+  sides = boxes[..., 2:] - boxes[..., :2]
+  level = np.floor(4 + np.log2(np.sqrt(sides.prod(-1)) / 224 + 1e-8))
+  level = np.clip(level, 3, 7).astype(int)
+  parts = np.stack(
+    [
+      [
+        fading_roi_align(pyramid[i - 3][image], box / 2**i, 7)
+        for box, i in zip(boxes[image], level[image])
+      ]
+      for image in range(2)
+    ]
+  ).astype(np.float32)
+
+  model = detector.BoxHead(config)
+  params = box_head_params(golden)
+  check_names(model, params, parts)
+  logits, moves = jax.jit(model.apply)({'params': params}, parts)
+  found, scores, there = detector.detect(
+    boxes, scores, np.ones(scores.shape, bool), logits, moves, size, config
+  )
+  there = np.asarray(there)
+  np.testing.assert_array_equal(there.sum(1), golden['out/test/num_detections'])
+  np.testing.assert_allclose(
+    np.asarray(scores)[there],
+    golden['out/test/detection_scores'][there],
+    **CLOSE,
+  )
+  np.testing.assert_allclose(
+    np.asarray(found)[there],
+    golden['out/test/detection_boxes'][there],
+    atol=1e-3,
+  )
+
+
+def test_boxes_within_the_image_are_read_as_published(golden, config):
+  # At the border ours do not fade.
+  pyramid = levels(golden, 'out/fpn')
+  rng = np.random.default_rng(8)
+  corners = np.sort(rng.uniform(10, 86, (2, 4, 2, 2)), axis=2)
+  boxes = corners.reshape(2, 4, 4).astype(np.float32)
+  parts = detector.read_boxes(pyramid, boxes, (6, 6), CANVAS, config)
+  parts = np.asarray(parts)
+  for image in range(2):
+    for box, got in zip(boxes[image], parts[image]):
+      want = fading_roi_align(pyramid[0][image], box / 8, 7)
+      np.testing.assert_allclose(got, want, **CLOSE)
+
+
+def test_boxes_are_read_where_they_are_seen():
+  # Features are their own places; the coarse levels reach beyond the canvas.
+  cells = odd_cells()
+  pyramid = []
+  for i in range(5):
+    width, height = cells.count[cells.level == i][0]
+    places = cells.centers[cells.level == i].reshape(1, height, width, 2)
+    pyramid.append(places.astype(np.float32))
+  boxes = np.asarray(
+    [[[150, 160, 210, 200], [40, 60, 300, 330], [100, 100, 180, 350]]], 'f'
+  )
+  parts = detector.read_boxes(pyramid, boxes, (27, 27), (384, 384), CONFIG)
+  np.testing.assert_allclose(
+    np.asarray(parts).mean((2, 3)),
+    (boxes[..., :2] + boxes[..., 2:]) / 2,
+    rtol=1e-4,
+  )
+
+
+def test_moving_by_what_differs_gives_the_other_box():
+  rng = np.random.default_rng(7)
+  corners = np.sort(rng.uniform(0, 90, (2, 6, 2, 2)), axis=2).reshape(2, 6, 4)
+  boxes, others = corners
+  sides = boxes[:, 2:] - boxes[:, :2]
+  moved = (others[:, :2] + others[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
+  moves = np.concatenate(
+    [
+      10 * moved / sides,
+      5 * np.log((others[:, 2:] - others[:, :2]) / sides),
+    ],
+    -1,
+  )
+  np.testing.assert_allclose(detector.move(boxes, moves), others, rtol=1e-4)
+  np.testing.assert_allclose(detector.move(boxes, 0 * moves), boxes, rtol=1e-5)
+
+
 # --- Where the published grid is off
 
 
@@ -251,6 +374,9 @@ CONFIG = detector.DetectorConfig(
   candidates=20,
   proposals=10,
   nms_threshold=0.9,
+  bins=3,
+  box_dim=8,
+  detections=5,
 )
 
 
@@ -380,6 +506,8 @@ def tiny_fixture():
   params = {'pyramid': pyramid.init(jax.random.key(0), features)}
   maps = pyramid.apply(params['pyramid'], features)
   params['head'] = head.init(jax.random.key(1), maps)
+  parts = jnp.ones((1, 2, 3, 3, 8))
+  params['box'] = detector.BoxHead(CONFIG).init(jax.random.key(2), parts)
 
   def run(params, features):
     return head.apply(
@@ -402,9 +530,15 @@ def test_every_parameter_has_known_axes(tiny):
 def test_gradients_reach_every_parameter(tiny):
   run, params, features = tiny
 
+  boxes = jnp.asarray([[[5.0, 5, 60, 50], [20, 30, 90, 80]]] * 2)
+
   def total(params):
     logits, distances = run(params, features)
-    return jnp.sum(jnp.sin(logits)) + jnp.sum(jnp.sin(distances))
+    pyramid = detector.FeaturePyramid(CONFIG).apply(params['pyramid'], features)
+    parts = detector.read_boxes(pyramid, boxes, (4, 4), CANVAS, CONFIG)
+    said = detector.BoxHead(CONFIG).apply(params['box'], parts)
+    leaves = jax.tree.leaves((logits, distances, said))
+    return sum(jnp.sum(jnp.sin(leaf)) for leaf in leaves)
 
   grads = jax.jit(jax.grad(total), compiler_options=FAST_COMPILE)(
     nn.unbox(params)
@@ -425,6 +559,7 @@ def test_at_first_little_is_a_centre_and_boxes_are_sixteen_cells_wide(tiny):
   [
     ({'ranges': ((0.0, 1.0),)}, r'ranges: expected one for each of 5.*got 1'),
     ({'groups': 3}, r'tower_channels: expected a multiple of groups = 3'),
+    ({'detections': 11}, r'detections: expected 1 to proposals = 10, got 11'),
     ({'proposals': 21}, r'proposals: expected 1 to candidates = 20, got 21'),
   ],
 )

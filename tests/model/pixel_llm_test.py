@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import geometry
@@ -294,6 +295,30 @@ def test_boxes_are_of_the_valid_image(answered, segment):
   full = np.full((8, 2), 32, np.int32)
   right, _ = segment({**inputs, 'boxes': boxes, 'image_size': full})
   np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+def test_boxes_reach_the_prompt_encoder_in_pixels(segmenter, answered, segment):
+  model, params = segmenter
+  batch, _, _, _, inputs = answered
+  size = batch.image_size[:, None, ::-1].astype(np.float32)
+  boxes_px = batch.boxes * np.concatenate([size, size], -1)
+
+  def by_hand(model, boxes_px):
+    prompts = model.mask_adapter(
+      model.prompt_encoder.boxes(boxes_px, (32, 32)),
+      inputs['visual'],
+      inputs['hidden'],
+      np.concatenate([inputs['visual_valid'], inputs['words']], -1),
+    )
+    positions = model.prompt_encoder.positions(2, 2)
+    return model.mask_decoder(inputs['sam_features'], positions, prompts)
+
+  run = jax.jit(nn.apply(by_hand, model))
+  for want, got in zip(
+    run({'params': params}, boxes_px),
+    segment({**inputs, 'boxes': batch.boxes}),
+  ):
+    np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_a_mask_depends_on_the_words_but_not_on_their_padding(
