@@ -470,6 +470,47 @@ def move(boxes: Array, moves: Array) -> Array:
   return jnp.concatenate([center - half, center + half], axis=-1)
 
 
+def moves_to(boxes: Array, others: Array) -> Array:
+  """What `move` needs to make `others` of `boxes`; 0 where either is empty.
+
+  Args:
+    boxes: [..., 4] xyxy.
+    others: [..., 4] xyxy.
+
+  Returns: [..., 4].
+  """
+  sides = boxes[..., 2:] - boxes[..., :2]
+  other_sides = others[..., 2:] - others[..., :2]
+  both = jnp.all((sides > 0) & (other_sides > 0), axis=-1, keepdims=True)
+  sides, other_sides = (jnp.where(both, s, 1.0) for s in (sides, other_sides))
+  away = (others[..., :2] + others[..., 2:]) - (boxes[..., :2] + boxes[..., 2:])
+  moves = jnp.concatenate(
+    [5 * away / sides, 5 * jnp.log(other_sides / sides)], axis=-1
+  )
+  return jnp.where(both, moves, 0.0)
+
+
+def match(
+  boxes: Array, true_boxes: Array, weights: Array, threshold: float = 0.6
+) -> tuple[Array, Array]:
+  """Which true box each box is of.
+
+  Args:
+    boxes: [B, N, 4] xyxy.
+    true_boxes: [B, R, 4] xyxy, in the same unit.
+    weights: [B, R]; a box of weight 0 is not there.
+    threshold: IoU from which a box is of a thing.
+
+  Returns:
+    Index [B, N] int32 of the most alike, the first of equals; and [B, N] bool,
+    whether it is alike enough.
+  """
+  overlap, union = roi.pairwise_overlap(boxes, true_boxes)
+  overlap = jnp.where(weights[:, None] > 0, overlap, 0.0)
+  iou = overlap / jnp.where(union > 0, union, 1.0)
+  return jnp.argmax(iou, axis=-1), jnp.max(iou, axis=-1) >= threshold
+
+
 def detect(
   boxes_px: Array,
   scores: Array,

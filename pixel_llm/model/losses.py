@@ -346,6 +346,35 @@ def side_loss(
   return _weigh(loss, weights)[0], _weigh(count, weights)[0]
 
 
+def box_loss(
+  logits: Array, moves: Array, targets: Array, is_thing: Array, weights: Array
+) -> tuple[Array, Array, Array]:
+  """Losses of a detector's second stage, which looks at boxes.
+
+  Args:
+    logits: [B, N], that a box holds a thing.
+    moves: [B, N, 4], to the thing's own box.
+    targets: [B, N, 4], what `moves` should be; read where there is a thing.
+    is_thing: [B, N] bool.
+    weights: [B, N]; a box of weight 0 is ignored.
+
+  Returns:
+    The weighted sums of the cross-entropy and of the L1 of the moves, and the
+    sum of the weights, things and background.
+
+  Source: arXiv 1504.08083, section 2.3; scenic
+    `projects/baselines/centernet/modeling/roi_heads.py`.
+  Reference: there L1 is divided by the number of boxes with those that are
+    padding.
+  """
+  logits = _float(logits)
+  wrong = jax.nn.softplus(jnp.where(is_thing, -logits, logits))
+  away = jnp.sum(jnp.abs(_float(moves) - targets), axis=-1)
+  away, _ = _weigh(jnp.where(is_thing, away, 0.0), weights)
+  wrong, weight = _weigh(wrong, weights)
+  return wrong, away, weight
+
+
 def _float(x: Array) -> Array:
   return jnp.asarray(x, jnp.float32)
 

@@ -227,15 +227,13 @@ def fading_roi_align(features, box, size, samples=2):
   return np.einsum('ih,jw,hwc->ijc', down, across, padded)
 
 
-def test_detections_equal_the_golden(golden, config):
+def fading_parts(golden, boxes):
+  """What the research code's second stage reads."""
   pyramid = levels(golden, 'out/fpn')
-  boxes = np.clip(golden['out/proposals/boxes'], 0, 96)
-  scores = golden['out/proposals/scores']
-  size = np.full((2, 2), 96)
   sides = boxes[..., 2:] - boxes[..., :2]
   level = np.floor(4 + np.log2(np.sqrt(sides.prod(-1)) / 224 + 1e-8))
   level = np.clip(level, 3, 7).astype(int)
-  parts = np.stack(
+  return np.stack(
     [
       [
         fading_roi_align(pyramid[i - 3][image], box / 2**i, 7)
@@ -245,6 +243,12 @@ def test_detections_equal_the_golden(golden, config):
     ]
   ).astype(np.float32)
 
+
+def test_detections_equal_the_golden(golden, config):
+  boxes = np.clip(golden['out/proposals/boxes'], 0, 96)
+  scores = golden['out/proposals/scores']
+  size = np.full((2, 2), 96)
+  parts = fading_parts(golden, boxes)
   model = detector.BoxHead(config)
   params = box_head_params(golden)
   check_names(model, params, parts)
@@ -264,6 +268,55 @@ def test_detections_equal_the_golden(golden, config):
     golden['out/test/detection_boxes'][there],
     atol=1e-3,
   )
+
+
+def test_matches_equal_the_golden(golden):
+  boxes = np.clip(golden['out/proposals/boxes'], 0, 96)
+  index, is_thing = detector.match(
+    boxes, golden['in/gt_boxes'], golden['in/gt_classes']
+  )
+  np.testing.assert_array_equal(index, golden['out/match_gt/idx'])
+  np.testing.assert_array_equal(is_thing, golden['out/match_gt/classes'] > 0)
+
+
+def test_losses_of_the_second_stage_equal_the_golden(golden, config):
+  # All proposals and the true boxes, of which one is padding.
+  boxes, true = golden['out/train/last_proposals'], golden['in/gt_boxes']
+  index, is_thing = detector.match(boxes, true, golden['in/gt_classes'])
+  assert np.asarray(is_thing).sum() == 5
+  targets = detector.moves_to(
+    boxes, np.take_along_axis(true, np.asarray(index)[..., None], 1)
+  )
+  weights = geometry.box_area(boxes) > 0
+  assert weights.sum() == 37
+  logits, moves = detector.BoxHead(config).apply(
+    {'params': box_head_params(golden)}, fading_parts(golden, boxes)
+  )
+  wrong, away, weight = losses.box_loss(
+    logits, moves, targets, is_thing, weights
+  )
+  want = {
+    name: golden[f'out/train/stage0_roi_{name}_loss'] for name in ('cls', 'reg')
+  }
+  np.testing.assert_allclose(wrong / weight, want['cls'], rtol=1e-4)
+  np.testing.assert_allclose(away / boxes[..., 0].size, want['reg'], rtol=1e-4)
+
+
+def test_boxes_that_weigh_nothing_match_nothing_and_cost_nothing():
+  boxes = np.asarray([[[0, 0, 4, 4], [1, 1, 5, 5], [9, 9, 9, 9]]], np.float32)
+  same, weights = boxes.copy(), np.asarray([[1.0, 0.0, 1.0]])
+  index, is_thing = detector.match(boxes, same, weights)
+  assert index.tolist() == [[0, 0, 0]]
+  assert is_thing.tolist() == [[True, False, False]]
+  logits = np.asarray([[1.0, -2.0, 3.0]])
+  moves = np.asarray([[[1.0, 2, 3, 4]] * 3])
+  wrong, away, weight = losses.box_loss(
+    logits, moves, 0 * moves, is_thing, weights
+  )
+  np.testing.assert_allclose(
+    wrong, np.log1p(np.exp(-1.0)) + np.log1p(np.exp(3.0)), rtol=1e-5
+  )
+  assert (float(away), float(weight)) == (10, 2)
 
 
 def test_boxes_within_the_image_are_read_as_published(golden, config):
@@ -303,15 +356,7 @@ def test_moving_by_what_differs_gives_the_other_box():
   rng = np.random.default_rng(7)
   corners = np.sort(rng.uniform(0, 90, (2, 6, 2, 2)), axis=2).reshape(2, 6, 4)
   boxes, others = corners
-  sides = boxes[:, 2:] - boxes[:, :2]
-  moved = (others[:, :2] + others[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
-  moves = np.concatenate(
-    [
-      10 * moved / sides,
-      5 * np.log((others[:, 2:] - others[:, :2]) / sides),
-    ],
-    -1,
-  )
+  moves = detector.moves_to(boxes, others)
   np.testing.assert_allclose(detector.move(boxes, moves), others, rtol=1e-4)
   np.testing.assert_allclose(detector.move(boxes, 0 * moves), boxes, rtol=1e-5)
 
