@@ -153,6 +153,9 @@ class Output:
     scores: [B, R], score of the decoded sequence.
     proposals: [B, cells, cells, 4] xyxy, normalized: the box of what each cell
       of the image is part of (teacher forcing with `ModelConfig.region` only).
+    mask_logits: [B, R, masks, h, w] float32, on a grid of the padded input
+      (teacher forcing with `ModelConfig.mask` only).
+    mask_ious: [B, R, masks] float32, predicted IoU of each mask.
   """
 
   logits: Array = None
@@ -162,3 +165,5 @@ class Output:
   log_probs: Array = None
   scores: Array = None
   proposals: Array = None
+  mask_logits: Array = None
+  mask_ious: Array = None

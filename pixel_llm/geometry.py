@@ -14,6 +14,7 @@ padding (`Fit`) leave them alone; only flips and crops (`Affine`) move them.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -281,6 +282,28 @@ def pairwise_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
   return box_iou(boxes[..., :, None, :], others[..., None, :, :])
 
 
+def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+  """Greedy non-maximum suppression: a box stays unless a better one covers it.
+
+  `model.roi.nms` is the same on the device.
+
+  Args:
+    boxes: [N, 4] xyxy.
+    scores: [N]; of two equal ones the first is the better.
+    threshold: boxes whose IoU is above it overlap.
+
+  Returns:
+    [kept] int64, indices of the boxes that stay, best first.
+  """
+  order = np.argsort(-np.asarray(scores), kind='stable')
+  iou = pairwise_iou(boxes, boxes)
+  kept: list[int] = []
+  for i in order:
+    if not np.any(iou[i, kept] > threshold):
+      kept.append(int(i))
+  return np.asarray(kept, np.int64)
+
+
 def points_to_box(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
   """Smallest box holding the weighted points.
 
@@ -301,6 +324,25 @@ def points_to_box(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
   box = np.concatenate([low, high], axis=-1)
   any_there = np.any(there, axis=-1, keepdims=True)
   return np.where(any_there, box, 0.0).astype(points.dtype)
+
+
+def answer_box(tokens: Any, points: Any) -> Any:
+  """The box that a read answer points at, on the host or on the device.
+
+  Args:
+    tokens: [..., L] int, the answer with its end token.
+    points: [..., L, P, 2] xy.
+
+  Returns:
+    [..., 4] xyxy, the bounding box of the points of the last token before the
+    end; an array of NumPy or JAX as `points` is.
+
+  Source: paper section 3.4, referring localization.
+  """
+  xp = points.__array_namespace__()
+  last = xp.maximum((tokens > 0).sum(-1) - 2, 0)[..., None, None, None]
+  at = xp.take_along_axis(points, last, axis=-3)[..., 0, :, :]
+  return xp.concatenate([at.min(-2), at.max(-2)], axis=-1)
 
 
 def _scale(size: tuple[int, int], coordinates: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -265,3 +267,15 @@ def test_clip_box():
   np.testing.assert_array_equal(
     geometry.clip_box(np.array([-1, 0.5, 2, 0.6])), [0, 0.5, 1, 0.6]
   )
+
+
+def test_answer_box_is_that_of_the_last_token_on_host_and_device():
+  tokens = np.asarray([[5, 6, 1, 0], [5, 1, 0, 0], [1, 0, 0, 0]])
+  points = np.random.default_rng(0).random((3, 4, 2, 2)).astype(np.float32)
+  want = points[np.arange(3), [1, 0, 0]]
+  want = np.concatenate([want.min(1), want.max(1)], -1)
+  box = geometry.answer_box(tokens, points)
+  assert isinstance(box, np.ndarray)
+  np.testing.assert_array_equal(box, want)
+  box = jax.jit(geometry.answer_box)(jnp.asarray(tokens), jnp.asarray(points))
+  np.testing.assert_array_equal(box, want)

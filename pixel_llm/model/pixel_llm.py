@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
+from pixel_llm import geometry
 from pixel_llm.model import eva as eva_lib
+from pixel_llm.model import mask as mask_lib
 from pixel_llm.model import prompt as prompt_lib
 from pixel_llm.model import region as region_lib
 from pixel_llm.model import regression as regression_lib
@@ -38,6 +40,7 @@ class ModelConfig:
       extractor's; None, as published, leaves them out.
     t5: language model.
     regression: per-token regression head.
+    mask: mask decoder of the answers' boxes; None leaves masks out.
   """
 
   eva: eva_lib.EvaConfig | None = dataclasses.field(
@@ -57,10 +60,21 @@ class ModelConfig:
   regression: regression_lib.RegressionConfig = dataclasses.field(
     default_factory=regression_lib.RegressionConfig
   )
+  mask: mask_lib.MaskConfig | None = None
 
   def __post_init__(self):
     if self.eva is None and self.sam is None:
       raise ValueError('model: eva and sam are both None; one must be there.')
+    if self.mask is None:
+      return
+    if self.sam is None:
+      raise ValueError('model: masks are drawn on features of sam, got None.')
+    widths = self.mask.width, self.prompt.embed_dim, self.sam.out_channels
+    if len(set(widths)) > 1:
+      raise ValueError(
+        'model: expected mask.width, prompt.embed_dim and sam.out_channels to '
+        f'be one number, got {widths}.'
+      )
 
 
 def normalize(image: Array, image_size: Array, mean, std) -> Array:
@@ -129,6 +143,11 @@ class PixelLLM(nn.Module):
     self.projection = prompt_lib.Projection(c.t5.emb_dim)
     self.t5 = t5_lib.T5(c.t5)
     self.regression = regression_lib.RegressionHead(c.regression)
+    self.mask_decoder = self.mask_adapter = None
+    if c.mask is not None:
+      self.mask_decoder = mask_lib.MaskDecoder(c.mask)
+      if c.mask.adapter is not None:
+        self.mask_adapter = mask_lib.MaskAdapter(c.mask.adapter)
 
   def encode_image(
     self, image: Array, image_size: Array, deterministic: bool = True
@@ -143,14 +162,34 @@ class PixelLLM(nn.Module):
     Returns: [B, h, w, channels].
     Source: paper section 3.1; the smaller grid is resized to the larger.
     """
+    return self.join(self.encode_maps(image, image_size, deterministic))
+
+  def encode_maps(
+    self, image: Array, image_size: Array, deterministic: bool = True
+  ) -> dict[str, Array]:
+    """Features of each encoder, on its own grid.
+
+    Args:
+      image: [B, H, W, 3] uint8, padded bottom and right.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      deterministic: no drop path.
+
+    Returns:
+      `eva` and `sam`, each [B, h, w, channels] if the encoder is there.
+    """
     c = self.config
-    maps = []
+    maps = {}
     if c.eva is not None and self.eva is not None:
       pixels = normalize(image, image_size, c.eva.mean, c.eva.std)
-      maps.append(self.eva(pixels, deterministic))
+      maps['eva'] = self.eva(pixels, deterministic)
     if c.sam is not None and self.sam is not None:
       pixels = normalize(image, image_size, c.sam.mean, c.sam.std)
-      maps.append(self.sam(pixels, deterministic))
+      maps['sam'] = self.sam(pixels, deterministic)
+    return maps
+
+  def join(self, features: dict[str, Array]) -> Array:
+    """`encode_maps` -> `encode_image`."""
+    maps = [features[name] for name in ('eva', 'sam') if name in features]
     height = max(m.shape[1] for m in maps)
     width = max(m.shape[2] for m in maps)
     maps = [
@@ -241,6 +280,18 @@ class PixelLLM(nn.Module):
     visual, visual_valid = self.embed_regions(
       features, prompt_boxes, image_size, canvas
     )
+    return self.encode_prompts(
+      visual, visual_valid, encoder_input_tokens, deterministic
+    )
+
+  def encode_prompts(
+    self,
+    visual: Array,
+    visual_valid: Array,
+    encoder_input_tokens: Array,
+    deterministic: bool = True,
+  ) -> tuple[Array, Array]:
+    """T5's encoder over visual tokens made already; returns as `encode`."""
     b, r, v, d = visual.shape
     return self.t5.encode(
       visual.reshape(b * r, v, d),
@@ -249,29 +300,83 @@ class PixelLLM(nn.Module):
       visual_valid.reshape(b * r, v),
     )
 
+  def segment(
+    self,
+    sam_features: Array,
+    boxes: Array,
+    image_size: Array,
+    canvas: tuple[int, int],
+    visual: Array,
+    visual_valid: Array,
+    hidden: Array,
+    words: Array,
+    ambiguous: bool = False,
+  ) -> tuple[Array, Array]:
+    """Masks of what the answers' boxes mean.
+
+    Args:
+      sam_features: [B, h, w, channels], `sam` of `encode_maps`.
+      boxes: [B, R, 4] xyxy, normalized to the valid image; no gradient.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      canvas: (height, width) of the padded input, pixels.
+      visual: [B, R, V, T5 width] from `embed_regions`.
+      visual_valid: [B, R, V] bool, from there too.
+      hidden: [B, R, L, T5 width], the decoder's hidden states.
+      words: [B, R, L] bool, those that stand for a word.
+      ambiguous: gives several masks a region, to choose from by predicted IoU.
+
+    Returns:
+      Logits [B, R, masks, 4 * h, 4 * w] on the padded input, and predicted IoU
+      [B, R, masks], both float32.
+
+    Raises:
+      ValueError: the network has no mask decoder.
+
+    Source: paper section 3.4, referring segmentation.
+    Reference: the published adapter reads the hidden states of padding too, so
+      that a mask depends on how far the text was padded.
+    """
+    if self.mask_decoder is None:
+      raise ValueError('segment: expected ModelConfig.mask, got None.')
+    _, scale = _valid_box(image_size, canvas)
+    height, width = canvas
+    sides = jnp.asarray([[[width, height] * 2]], jnp.float32)
+    boxes_px = jax.lax.stop_gradient(boxes) * scale * sides
+    prompts = self.prompt_encoder.boxes(boxes_px, canvas)
+    if self.mask_adapter is not None:
+      valid = jnp.concatenate([visual_valid, words], axis=-1)
+      prompts = self.mask_adapter(prompts, visual, hidden, valid)
+    positions = self.prompt_encoder.positions(*sam_features.shape[1:3])
+    return self.mask_decoder(sam_features, positions, prompts, ambiguous)
+
   def __call__(
     self,
     batch: batch_lib.Batch,
     deterministic: bool = True,
     features: Array | None = None,
+    sam_features: Array | None = None,
   ) -> batch_lib.Output:
     """Teacher forcing: logits, hidden states and points of every token.
+
+    With `ModelConfig.mask` a mask of each answer too: of the box at its last
+    word.
 
     Args:
       batch: what is asked and answered.
       deterministic: no dropout, no drop path.
       features: of the batch's images if they are encoded already.
+      sam_features: `sam` of `encode_maps`; without it, encoded images get no
+        masks.
     """
     canvas = batch.image.shape[1:3]
     if features is None:
-      features = self.encode_image(batch.image, batch.image_size, deterministic)
-    encoded, valid = self.encode(
-      features,
-      batch.prompt_boxes,
-      batch.image_size,
-      batch.encoder_input_tokens,
-      canvas,
-      deterministic,
+      maps = self.encode_maps(batch.image, batch.image_size, deterministic)
+      features, sam_features = self.join(maps), maps.get('sam')
+    visual, visual_valid = self.embed_regions(
+      features, batch.prompt_boxes, batch.image_size, canvas
+    )
+    encoded, valid = self.encode_prompts(
+      visual, visual_valid, batch.encoder_input_tokens, deterministic
     )
     b, r, length = batch.decoder_target_tokens.shape
     targets = batch.decoder_target_tokens.reshape(b * r, length)
@@ -282,13 +387,28 @@ class PixelLLM(nn.Module):
       targets,
       deterministic=deterministic,
     )
+    hidden = hidden.reshape(b, r, length, -1)
     points = self.regression(hidden)
+    mask_logits = mask_ious = None
+    if self.mask_decoder is not None and sam_features is not None:
+      mask_logits, mask_ious = self.segment(
+        sam_features,
+        geometry.answer_box(batch.decoder_target_tokens, points),
+        batch.image_size,
+        canvas,
+        visual,
+        visual_valid,
+        hidden,
+        batch.decoder_target_tokens > 0,
+      )
     return batch_lib.Output(
       logits=logits.reshape(b, r, length, -1),
-      hidden=hidden.reshape(b, r, length, -1),
-      points=points.reshape(b, r, length, *points.shape[-2:]),
+      hidden=hidden,
+      points=points,
       # Made a second time here; the compiler sees that it is the same.
       proposals=self.propose(features, batch.image_size, canvas),
+      mask_logits=mask_logits,
+      mask_ious=mask_ious,
     )
 
   def start_decoding(

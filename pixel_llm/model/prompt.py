@@ -5,7 +5,8 @@
 `LocationPromptEncoder` turns boxes and points into embeddings;
 `PromptFeatureExtractor` lets learned queries read the image under them, one
 small set of visual tokens per region; `Projection` brings those to the width of
-the language model.
+the language model. SAM's two-way transformer, which the extractor is made of,
+is the mask decoder's too.
 """
 
 from __future__ import annotations
@@ -114,6 +115,8 @@ class LocationPromptEncoder(nn.Module):
 
     SAM adds one ignored point to a prompt that has no box; here the caller does
     it, as prompts are batched to a fixed number of points anyway.
+    Reference: the research code overwrites the points it is given by a grid of
+    its boxes, so that point prompts never reach this.
 
     Args:
       points_px: [..., points, 2] xy, pixels of the padded input.
@@ -170,16 +173,14 @@ def _lift(x: Array, ndim: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtractorConfig:
-  """Numbers of `PromptFeatureExtractor`.
+class TwoWayConfig:
+  """Numbers of SAM's two-way transformer; the defaults are SAM's.
 
   Attributes:
-    num_queries: visual tokens a region.
-    depth: layers of the two-way transformer.
+    depth: layers.
     width: of its tokens; attention to and from the image has half of it.
     num_heads: heads of every attention; divides half the width.
     mlp_dim: hidden width of the MLP.
-    out_dim: width of a visual token.
     branch_scale: factor of the last kernel, as it is drawn, of the MLPs, of
       what the image reads from the tokens, and of the final attention. Norms
       come after the sum here, so these hide what the layers have read before;
@@ -188,26 +189,40 @@ class ExtractorConfig:
     scan_unroll: layers a step of the scan.
   """
 
-  num_queries: int = 32
-  depth: int = 6
-  width: int = 512
+  depth: int = 2
+  width: int = 256
   num_heads: int = 8
   mlp_dim: int = 2048
-  out_dim: int = 1024
   branch_scale: float = 1.0
   dtype: str = 'float32'
   scan_unroll: int = 1
 
   def __post_init__(self):
+    name = type(self).__name__
     if self.depth < 1:
-      raise ValueError(
-        f'ExtractorConfig.depth: expected at least 1, got {self.depth}.'
-      )
+      raise ValueError(f'{name}.depth: expected at least 1, got {self.depth}.')
     if self.width % (2 * self.num_heads):
       raise ValueError(
-        f'ExtractorConfig.width: expected a multiple of 2 * num_heads = '
+        f'{name}.width: expected a multiple of 2 * num_heads = '
         f'{2 * self.num_heads}, got {self.width}.'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractorConfig(TwoWayConfig):
+  """Numbers of `PromptFeatureExtractor`; those of its transformer first.
+
+  Attributes:
+    depth: layers of the two-way transformer.
+    width: of its tokens.
+    num_queries: visual tokens a region.
+    out_dim: width of a visual token.
+  """
+
+  depth: int = 6
+  width: int = 512
+  num_queries: int = 32
+  out_dim: int = 1024
 
 
 class Attention(nn.Module):
@@ -215,16 +230,18 @@ class Attention(nn.Module):
 
   Attributes:
     inner: width between its projections.
-    config: the extractor's.
+    config: the transformer's.
     out_scale: factor of the last kernel as it is drawn.
   """
 
   inner: int
-  config: ExtractorConfig
+  config: TwoWayConfig
   out_scale: float = 1.0
 
   @nn.compact
-  def __call__(self, query: Array, key: Array, value: Array) -> Array:
+  def __call__(
+    self, query: Array, key: Array, value: Array, valid: Array | None = None
+  ) -> Array:
     """Attends `query` to `key`.
 
     Args:
@@ -232,6 +249,7 @@ class Attention(nn.Module):
         projected once for all regions.
       key: [B, R, K, width].
       value: [B, R, K, width].
+      valid: [B, R, K] bool, the keys there are; None: all.
 
     Returns:
       [B, R, Q, width], with the R of `key`.
@@ -251,7 +269,10 @@ class Attention(nn.Module):
     # larger than the query, transposed.
     query = jnp.broadcast_to(query, (*key.shape[:2], *query.shape[2:]))
     scale = (self.inner // config.num_heads) ** -0.5
-    y = layers.attention(query, key, value, scale=scale)
+    bias = None
+    if valid is not None:
+      bias = jnp.where(valid[:, :, None, None], 0.0, layers.MASKED)
+    y = layers.attention(query, key, value, bias, scale)
     y = jnp.reshape(y, (*y.shape[:3], self.inner))
     return layers.Dense(
       config.width,
@@ -272,12 +293,12 @@ class TwoWayLayer(nn.Module):
   """One layer of SAM's two-way transformer, post-norm.
 
   Attributes:
-    config: the extractor's.
+    config: the transformer's.
     first: SAM's first layer: its self-attention sees no positions and replaces
       the tokens instead of adding to them.
   """
 
-  config: ExtractorConfig
+  config: TwoWayConfig
   first: bool = False
 
   @nn.compact
@@ -286,6 +307,7 @@ class TwoWayLayer(nn.Module):
     state: tuple[Array, Array],
     token_positions: Array,
     image_positions: Array,
+    image_valid: Array | None = None,
   ) -> tuple[tuple[Array, Array], None]:
     """Updates tokens, then the image.
 
@@ -294,6 +316,7 @@ class TwoWayLayer(nn.Module):
         that no region has changed yet is passed once.
       token_positions: [B, R, T, width].
       image_positions: [1, 1, N, width].
+      image_valid: [B, R, N] bool, or None; only where the image has R regions.
 
     Returns:
       The new state, its image with R regions; and None, for `nn.scan`.
@@ -303,8 +326,9 @@ class TwoWayLayer(nn.Module):
     def norm(name, x):
       return layers.LayerNorm(1e-5, config.dtype, name=name)(x)
 
-    def attend(name, inner, query, key, value, scale=1.0):
-      return Attention(inner, config, scale, name=name)(query, key, value)
+    def attend(name, inner, query, key, value, scale=1.0, valid=None):
+      attention = Attention(inner, config, scale, name=name)
+      return attention(query, key, value, valid)
 
     tokens, image = state
     if self.first:
@@ -322,7 +346,12 @@ class TwoWayLayer(nn.Module):
       tokens + token_positions, (*image.shape[:2], -1, config.width)
     )
     read = attend(
-      'token_to_image', config.width // 2, query, image_placed, image
+      'token_to_image',
+      config.width // 2,
+      query,
+      image_placed,
+      image,
+      valid=image_valid,
     )
     tokens = tokens + jnp.reshape(read, tokens.shape)
     tokens = norm('norm2', tokens)
@@ -349,6 +378,69 @@ class TwoWayLayer(nn.Module):
       config.branch_scale,
     )
     return (tokens, norm('norm4', image)), None
+
+
+def two_way_transformer(
+  config: TwoWayConfig,
+  tokens: Array,
+  image: Array,
+  image_positions: Array,
+  *,
+  keep: int,
+  image_valid: Array | None = None,
+) -> tuple[Array, Array]:
+  """Lets tokens read an image and the image them, layer by layer.
+
+  Called in the compact method of a module, whose parameters it makes:
+  `first_layer`, `layers` (stacked), `final_attention` and `final_norm`.
+
+  Args:
+    config: the numbers.
+    tokens: [B, R, T, width]; they are their own positions too.
+    image: [B, R or 1, N, width]; 1 where all regions share it.
+    image_positions: [1, 1, N, width].
+    keep: leading tokens to return.
+    image_valid: [B, R, N] bool, cells to be read; None: all. Only where the
+      image has R regions.
+
+  Returns:
+    Tokens [B, R, keep, width], normalized, and the image [B, R, N, width].
+  Source: `segment_anything/modeling/transformer.py`.
+  """
+  token_positions = tokens
+  state = (tokens, image)
+  # The first layer stands outside the scan: it differs, and its image may have
+  # no regions yet.
+  state, _ = TwoWayLayer(config, first=True, name='first_layer')(
+    state, token_positions, image_positions, image_valid
+  )
+  if config.depth > 1:
+    scanned = nn.scan(
+      TwoWayLayer,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=typing.cast(Any, nn.broadcast),
+      length=config.depth - 1,
+      unroll=config.scan_unroll,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    state, _ = scanned(config, name='layers')(
+      state, token_positions, image_positions, image_valid
+    )
+  tokens, image = state
+
+  # Tokens no longer meet: those not kept have done their work.
+  tokens = tokens[:, :, :keep]
+  tokens = tokens + Attention(
+    config.width // 2, config, config.branch_scale, name='final_attention'
+  )(
+    tokens + token_positions[:, :, :keep],
+    image + image_positions,
+    image,
+    image_valid,
+  )
+  tokens = layers.LayerNorm(1e-5, config.dtype, name='final_norm')(tokens)
+  return tokens, image
 
 
 class PromptFeatureExtractor(nn.Module):
@@ -414,34 +506,9 @@ class PromptFeatureExtractor(nn.Module):
       [queries, project('prompt_projection', prompts)], axis=2
     )
 
-    token_positions = tokens
-    state = (tokens, image)
-    # The first layer stands outside the scan: it differs, and its image has no
-    # regions yet.
-    state, _ = TwoWayLayer(config, first=True, name='first_layer')(
-      state, token_positions, image_positions
+    tokens, _ = two_way_transformer(
+      config, tokens, image, image_positions, keep=config.num_queries
     )
-    if config.depth > 1:
-      scanned = nn.scan(
-        TwoWayLayer,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=typing.cast(Any, nn.broadcast),
-        length=config.depth - 1,
-        unroll=config.scan_unroll,
-        metadata_params={nn.PARTITION_NAME: 'layers'},
-      )
-      state, _ = scanned(config, name='layers')(
-        state, token_positions, image_positions
-      )
-    tokens, image = state
-
-    # Tokens no longer meet: those of the prompt have done their work.
-    tokens = tokens[:, :, : config.num_queries]
-    tokens = tokens + Attention(
-      config.width // 2, config, config.branch_scale, name='final_attention'
-    )(tokens + queries, image + image_positions, image)
-    tokens = layers.LayerNorm(1e-5, config.dtype, name='final_norm')(tokens)
     return QueryDense(config.out_dim, config.dtype, name='heads')(tokens)
 
 

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 
 from pixel_llm import batch as batch_lib
+from pixel_llm import geometry
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.prediction import Box, Kind, Prediction, Word
 from pixel_llm.tasks import task as task_lib
@@ -44,7 +45,7 @@ def prediction(
   points = np.clip(np.asarray(output.points), 0, 1) * scale
   tokens = np.asarray(output.tokens)
   if not task.generates:
-    box = task_lib.answer_box(tokens, points)
+    box = geometry.answer_box(tokens, points)
     return Prediction(
       kind=cast(Kind, task.name),
       image=image,

@@ -186,24 +186,6 @@ def sample_regions(count: int, most: int, seed: int) -> list[int]:
   return order[:most].tolist()
 
 
-def answer_box(tokens: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """The box that a read answer points at.
-
-  Args:
-    tokens: [..., L] int, the answer with its end token.
-    points: [..., L, P, 2] xy.
-
-  Returns: [..., 4] xyxy, the bounding box of the points of the last token
-    before the end.
-  Source: paper section 3.4, referring localization.
-  """
-  last = np.maximum((tokens > 0).sum(-1) - 2, 0)
-  at = np.take_along_axis(points, last[..., None, None, None], axis=-3)[
-    ..., 0, :, :
-  ]
-  return np.concatenate([at.min(-2), at.max(-2)], axis=-1)
-
-
 def generate(
   model: pixel_llm.PixelLLM,
   params,

@@ -14,8 +14,8 @@ import numpy as np
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
+from pixel_llm import geometry, sharding
 from pixel_llm import image as image_lib
-from pixel_llm import sharding
 from pixel_llm.data import registry
 from pixel_llm.model import pixel_llm
 from pixel_llm.prediction import Prediction
@@ -121,7 +121,7 @@ class Evaluator:
           progress(name, done, total)
       for n, pairs in enumerate(rows):
         predictions[n]['points'] = np.stack([o.points for o, _ in pairs])
-        predictions[n]['box'] = task_lib.answer_box(
+        predictions[n]['box'] = geometry.answer_box(
           pairs[0][0].tokens, pairs[0][0].points
         )
         predictions[n].setdefault('output', pairs[0][0])

@@ -198,6 +198,186 @@ def test_proposals_are_drawn_to_their_boxes():
 # --- All
 
 
+# --- Masks
+
+
+@pytest.fixture(name='masks')
+def masks_fixture():
+  """(logits [3, 2, 4, 5, 6], ious, targets [3, 2, 10, 12], pixels, weights)."""
+  rng = np.random.default_rng(2)
+  logits = (2 * rng.normal(size=(3, 2, 4, 5, 6))).astype(np.float32)
+  ious = rng.random((3, 2, 4)).astype(np.float32)
+  targets = rng.integers(0, 2, (3, 2, 10, 12)).astype(np.uint8)
+  pixels = np.ones((3, 10, 12), np.float32)
+  pixels[0, 7:] = pixels[1, :, 8:] = 0
+  weights = rng.choice([0.0, 0.5, 1.0], (3, 2)).astype(np.float32)
+  return logits, ious, targets, pixels, weights
+
+
+def published_parts(logits, ious, targets, padding, weights):
+  """Focal loss in the image alone, the rest on the padding too."""
+  inside = losses.mask_loss(logits, ious, targets, padding, weights)
+  everywhere = losses.mask_loss(
+    logits, ious, targets, np.ones_like(padding), weights
+  )
+  weight = inside[3]
+  assert float(weight) == weights.sum()
+  return [losses.mean(p, weight) for p in (inside[0], *everywhere[1:3])]
+
+
+def test_mask_loss_equals_the_golden(golden):
+  focal, dice, iou = published_parts(
+    golden['in/pred_masks'],
+    golden['in/pred_ious'],
+    golden['in/gt_masks'][..., 0],
+    golden['in/padding_mask'],
+    golden['in/mask_gt_valid'],
+  )
+  expected = {
+    name: golden[f'out/sam/mask_{name}_loss']
+    for name in ('focal', 'dice', 'iou_pred')
+  }
+  np.testing.assert_allclose(20 * focal, expected['focal'], rtol=1e-5)
+  np.testing.assert_allclose(dice, expected['dice'], rtol=1e-5)
+  np.testing.assert_allclose(iou, expected['iou_pred'], rtol=1e-5)
+  np.testing.assert_allclose(
+    20 * focal + dice + iou, golden['out/sam/mask_loss'], rtol=1e-5
+  )
+
+
+def test_mask_loss_equals_the_golden_of_the_whole_model():
+  with np.load(GOLDEN / 'model_refseg_masks.npz') as arrays:
+    golden = dict(arrays)
+  focal, dice, iou = published_parts(
+    golden['out/pred/detection_masks'],
+    golden['out/pred/iou_predictions'],
+    golden['in/label/masks'][..., 0],
+    golden['in/padding_mask'],
+    golden['in/label/labels'],
+  )
+  for name, value in (
+    ('mask_focal_loss', 20 * focal),
+    ('mask_dice_loss', dice),
+    ('mask_iou_pred_loss', iou),
+    ('mask_loss', 20 * focal + dice + iou),
+  ):
+    np.testing.assert_allclose(value, golden[f'out/metrics/{name}'], rtol=1e-5)
+
+
+def test_focal_loss_without_focus_is_cross_entropy(masks):
+  logits, _, _, pixels, _ = masks
+  logits, pixels = logits[:, 0, 0], pixels[:, :5, :6]
+  targets = (logits > 0.7).astype(np.float32)
+  plain = optax.sigmoid_binary_cross_entropy(logits, targets)
+  np.testing.assert_allclose(
+    losses.focal_loss(logits, targets, pixels, gamma=0),
+    (0.5 * plain * pixels).sum((1, 2)) / pixels.sum((1, 2)),
+    rtol=1e-5,
+  )
+
+
+def test_a_certain_mask_costs_nothing_and_a_wrong_one_much():
+  targets = np.zeros((1, 4, 4), np.uint8)
+  targets[:, 1:3] = 1
+  logits = 50 * (2.0 * targets - 1)
+  pixels = np.ones((1, 4, 4))
+  for loss in (losses.focal_loss, losses.dice_loss):
+    np.testing.assert_allclose(loss(logits, targets, pixels), 0, atol=1e-6)
+    assert loss(-logits, targets, pixels) > 0.9
+  assert losses.mask_iou(logits, targets, pixels) == 1
+  assert losses.mask_iou(-logits, targets, pixels) == 0
+
+
+def test_iou_counts_pixels():
+  logits = np.asarray([[[1, 1, -1, -1], [1, 1, -1, -1.0]]])
+  targets = np.asarray([[[0, 1, 1, 0], [0, 1, 0, 0]]])
+  pixels = np.ones((1, 2, 4))
+  np.testing.assert_allclose(losses.mask_iou(logits, targets, pixels), 2 / 5)
+  pixels[..., 2:] = 0
+  np.testing.assert_allclose(losses.mask_iou(logits, targets, pixels), 2 / 4)
+  assert losses.mask_iou(-abs(logits), 0 * targets, pixels) == 0
+
+
+def test_only_the_cheapest_candidate_is_trained_but_every_iou(masks):
+  logits, ious, targets, pixels, _ = masks
+  weights = np.ones((3, 2), np.float32)
+
+  def total(logits, ious):
+    focal, dice, iou, weight = losses.mask_loss(
+      logits, ious, targets, pixels, weights
+    )
+    return (20 * focal + dice + iou) / weight
+
+  by_logits, by_ious = jax.grad(total, argnums=(0, 1))(logits, ious)
+  trained = np.abs(by_logits).max((3, 4)) > 0
+  assert (trained.sum(-1) == 1).all()
+  assert (np.asarray(by_ious) != 0).all()
+  # Each alone costs no less than the one that was chosen.
+  for candidate in range(4):
+    one = np.s_[:, :, candidate : candidate + 1]
+    focal, dice, *_ = losses.mask_loss(
+      logits[one], ious[one], targets, pixels, weights
+    )
+    chosen_focal, chosen_dice, *_ = losses.mask_loss(
+      logits, ious, targets, pixels, weights
+    )
+    assert 20 * focal + dice >= 20 * chosen_focal + chosen_dice
+
+
+def test_the_padding_costs_nothing(masks):
+  logits, ious, targets, pixels, weights = masks
+  logits = jax.image.resize(logits, (3, 2, 4, 10, 12), 'nearest')
+  off = pixels[:, None] == 0
+  before = losses.mask_loss(logits, ious, targets, pixels, weights)
+  after = losses.mask_loss(
+    np.where(off[:, :, None], 9, logits),
+    ious,
+    np.where(off, 1 - targets, targets),
+    pixels,
+    weights,
+  )
+  np.testing.assert_array_equal(before, after)
+
+
+def test_regions_of_weight_zero_cost_nothing(masks):
+  logits, ious, targets, pixels, weights = masks
+  assert (weights == 0).any()
+  off = weights == 0
+  before = losses.mask_loss(*masks)
+  after = losses.mask_loss(
+    np.where(off[..., None, None, None], 7, logits),
+    np.where(off[..., None], 7, ious),
+    np.where(off[..., None, None], 1, targets),
+    pixels,
+    weights,
+  )
+  np.testing.assert_array_equal(before, after)
+
+
+def test_masks_of_a_mixed_batch_are_its_parts(masks):
+  whole = losses.mask_loss(*masks)
+  parts = [losses.mask_loss(*(a[i : i + 1] for a in masks)) for i in range(3)]
+  np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-5)
+
+
+def test_no_mask_is_no_loss_and_no_gradient(masks):
+  logits, ious, targets, pixels, weights = masks
+
+  def total(logits, ious):
+    *parts, weight = losses.mask_loss(
+      logits, ious, targets, 0 * pixels, 0 * weights
+    )
+    return sum(losses.mean(p, weight) for p in parts)
+
+  value, grads = jax.value_and_grad(total, argnums=(0, 1))(logits, ious)
+  assert float(value) == 0
+  for gradient in grads:
+    np.testing.assert_array_equal(gradient, 0)
+
+
+# --- Both
+
+
 def test_tokens_of_weight_zero_change_neither_loss_nor_gradient(words, places):
   def word(logits, targets):
     return losses.word_loss(logits, targets, words[2])[0]

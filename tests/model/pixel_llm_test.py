@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
-from pixel_llm.model import decoding, pixel_llm, region
+from pixel_llm import geometry
+from pixel_llm.model import decoding, mask, pixel_llm, prompt, region
 from pixel_llm.tasks import task as task_lib
 
 REGION = region.RegionConfig(bins=2, bin_channels=4, mlp_dim=12, cells=3)
@@ -180,3 +182,194 @@ def test_paper_sized_config_has_the_published_parts():
   assert count['t5'] == 2_849_757_184
   assert round(count['eva'] / 1e6) == 303
   assert round(count['sam'] / 1e6) == 637
+
+
+# --- Masks
+
+
+def mask_config(**changes):
+  two_way = prompt.TwoWayConfig(depth=2, width=16, num_heads=2, mlp_dim=24)
+  config = tiny.model_config()
+  return dataclasses.replace(
+    config,
+    sam=dataclasses.replace(config.sam, out_channels=16),
+    mask=mask.MaskConfig(
+      depth=2,
+      width=16,
+      num_heads=2,
+      mlp_dim=24,
+      iou_dim=16,
+      adapter=two_way,
+      **changes,
+    ),
+  )
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+  """(model, parameters of which no gate is closed)."""
+  model, params = tiny.init(mask_config())
+  gate = params['mask_adapter']['gate']
+  params['mask_adapter']['gate'] = np.full(gate.shape, 0.7, np.float32)
+  return model, params
+
+
+@pytest.fixture(scope='module')
+def answered(segmenter):
+  """(batch, output of the full pass, inputs of `segment` made by hand)."""
+  model, params = segmenter
+  batch = tiny.random_batch()
+  canvas = batch.image.shape[1:3]
+
+  @jax.jit
+  def run(params):
+    def apply(*args, method):
+      return model.apply({'params': params}, *args, method=method)
+
+    maps = apply(batch.image, batch.image_size, method='encode_maps')
+    features = apply(maps, method='join')
+    visual, valid = apply(
+      features,
+      batch.prompt_boxes,
+      batch.image_size,
+      canvas,
+      method='embed_regions',
+    )
+    output = model.apply({'params': params}, batch)
+    encoded = model.apply(
+      {'params': params},
+      batch.replace(image=np.zeros_like(batch.image)),
+      features=features,
+      sam_features=maps['sam'],
+    )
+    bare = model.apply({'params': params}, batch, features=features)
+    inputs = {
+      'sam_features': maps['sam'],
+      'boxes': geometry.answer_box(batch.decoder_target_tokens, output.points),
+      'image_size': batch.image_size,
+      'visual': visual,
+      'visual_valid': valid,
+      'hidden': output.hidden,
+      'words': batch.decoder_target_tokens > 0,
+    }
+    return output, encoded, bare, inputs
+
+  return batch, *run(params)
+
+
+@pytest.fixture(scope='module')
+def segment(segmenter):
+  model, params = segmenter
+  return jax.jit(
+    lambda inputs: model.apply(
+      {'params': params}, **inputs, canvas=(32, 32), method='segment'
+    )
+  )
+
+
+def test_no_mask_without_its_config(forward):
+  output = forward(tiny.random_batch())
+  assert output.mask_logits is None
+  assert output.mask_ious is None
+
+
+def test_masks_are_of_the_answers_boxes(answered, segment):
+  _, output, _, _, inputs = answered
+  # SAM's grid here is 2 x 2.
+  assert output.mask_logits.shape == (8, 2, 1, 8, 8)
+  assert output.mask_ious.shape == (8, 2, 1)
+  logits, ious = segment(inputs)
+  np.testing.assert_allclose(output.mask_logits, logits, atol=1e-5)
+  np.testing.assert_allclose(output.mask_ious, ious, atol=1e-5)
+  whole = np.broadcast_to(np.asarray([0, 0, 1, 1], np.float32), (8, 2, 4))
+  other, _ = segment({**inputs, 'boxes': whole})
+  assert np.abs(other - logits).max() > 1e-3
+
+
+def test_boxes_are_of_the_valid_image(answered, segment):
+  batch, _, _, _, inputs = answered
+  left, _ = segment({**inputs, 'boxes': batch.boxes})
+  # The same place of the canvas, said in units of an image as large as it.
+  size = batch.image_size[:, None, ::-1] / np.float32(32)
+  boxes = batch.boxes * np.concatenate([size, size], -1)
+  full = np.full((8, 2), 32, np.int32)
+  right, _ = segment({**inputs, 'boxes': boxes, 'image_size': full})
+  np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+def test_boxes_reach_the_prompt_encoder_in_pixels(segmenter, answered, segment):
+  model, params = segmenter
+  batch, _, _, _, inputs = answered
+  size = batch.image_size[:, None, ::-1].astype(np.float32)
+  boxes_px = batch.boxes * np.concatenate([size, size], -1)
+
+  def by_hand(model, boxes_px):
+    prompts = model.mask_adapter(
+      model.prompt_encoder.boxes(boxes_px, (32, 32)),
+      inputs['visual'],
+      inputs['hidden'],
+      np.concatenate([inputs['visual_valid'], inputs['words']], -1),
+    )
+    positions = model.prompt_encoder.positions(2, 2)
+    return model.mask_decoder(inputs['sam_features'], positions, prompts)
+
+  run = jax.jit(nn.apply(by_hand, model))
+  for want, got in zip(
+    run({'params': params}, boxes_px),
+    segment({**inputs, 'boxes': batch.boxes}),
+  ):
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_a_mask_depends_on_the_words_but_not_on_their_padding(
+  answered, segment
+):
+  *_, inputs = answered
+  logits, _ = segment(inputs)
+  words, hidden = (np.asarray(inputs[name]) for name in ('words', 'hidden'))
+  assert not words.all()
+  for where, largest in ((~words, 1e-4), (words, None)):
+    moved = np.where(where[..., None], hidden[..., ::-1], hidden)
+    other, _ = segment({**inputs, 'hidden': moved})
+    error = np.abs(other - logits).max()
+    assert error > 1e-3 if largest is None else error < largest
+
+
+def test_masks_move_no_box(segmenter, answered):
+  model, params = segmenter
+  *_, inputs = answered
+
+  @jax.jit
+  def total(boxes, hidden):
+    given = {**inputs, 'boxes': boxes, 'hidden': hidden}
+    logits, ious = model.apply(
+      {'params': params}, **given, canvas=(32, 32), method='segment'
+    )
+    return (logits**2).sum() + (ious**2).sum()
+
+  to_boxes, to_hidden = jax.grad(total, argnums=(0, 1))(
+    inputs['boxes'], inputs['hidden']
+  )
+  np.testing.assert_array_equal(to_boxes, 0)
+  assert np.abs(to_hidden).max() > 0
+
+
+def test_encoded_images_get_masks_with_the_features_of_sam(answered):
+  _, output, encoded, bare, _ = answered
+  np.testing.assert_allclose(encoded.mask_logits, output.mask_logits, atol=1e-5)
+  assert bare.mask_logits is None
+
+
+def test_impossible_masks_are_refused():
+  config = mask_config()
+  with pytest.raises(ValueError, match='features of sam, got None'):
+    dataclasses.replace(config, sam=None)
+  narrow = dataclasses.replace(config.prompt, embed_dim=8)
+  with pytest.raises(ValueError, match=r'be one number, got \(16, 8, 16\)'):
+    dataclasses.replace(config, prompt=narrow)
+
+
+def test_segmenting_without_a_mask_decoder_is_refused(network):
+  model, params = network
+  with pytest.raises(ValueError, match=r'expected ModelConfig\.mask'):
+    model.apply({'params': params}, *[None] * 8, method='segment')

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
-from pixel_llm import tasks
+from pixel_llm import geometry, tasks
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.tasks import answer, refer
 from pixel_llm.tasks import task as task_lib
@@ -87,7 +87,7 @@ def test_a_cut_answer_keeps_its_end_and_its_place(vocabulary):
   row = task_lib.row(tasks.REFER, region(BOX), vocabulary, sizes)
   assert row['decoder_target_tokens'][-1] == vocabulary_lib.EOS_ID
   np.testing.assert_allclose(row['point_weights'], [refer.EARLIER, 1, 0])
-  box = task_lib.answer_box(row['decoder_target_tokens'], row['points'])
+  box = geometry.answer_box(row['decoder_target_tokens'], row['points'])
   np.testing.assert_allclose(box, BOX)
 
 
