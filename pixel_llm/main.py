@@ -51,11 +51,12 @@ def _is_users(error: Exception) -> bool:
   Rooms raise ValueError and its kin with whole sentences for bad input; a bug
   raises what it raises, with its traceback.
   """
+  if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    return True
+  # Importing Orbax takes longer than most verbs take to fail.
   from pixel_llm.checkpoints import manager
 
-  return isinstance(
-    error, (ValueError, OSError, FloatingPointError, manager.CheckpointError)
-  )
+  return isinstance(error, manager.CheckpointError)
 
 
 def _message(error: Exception) -> str:
@@ -194,6 +195,68 @@ def caption_at(args: argparse.Namespace) -> int:
   """Captions boxes of an image."""
   args.image = [args.image]
   return _predict(args, lambda p: p.caption_at(args.box))
+
+
+def inspect(args: argparse.Namespace) -> None:
+  """Shows the names, shapes and dtypes of a file of tensors; loads none."""
+  from pixel_llm.checkpoints import inspection
+  from pixel_llm.checkpoints.formats import detection
+
+  words, tensors = detection.open_tensors(args.path)
+  if args.json:
+    print(json.dumps(inspection.to_json(args.path, words, tensors)))
+    return
+  print(f'{args.path}: {words}')
+  print(inspection.to_text(tensors, args.depth))
+
+
+def import_(args: argparse.Namespace) -> None:
+  """Writes the checkpoint of another project as parameters of ours."""
+  from pixel_llm import weights
+
+  config = _t5_config(args)
+  with _bar('import', 'tensors') as progress:
+    written = weights.import_weights(
+      args.source,
+      args.out,
+      args.format,
+      config,
+      dtype=args.dtype,
+      allow_missing=args.allow_missing,
+      force=args.force,
+      progress=progress,
+    )
+  print(written)
+
+
+def export(args: argparse.Namespace) -> None:
+  """Writes our parameters as T5X, Hugging Face or safetensors."""
+  from pixel_llm import weights
+
+  config = _t5_config(args)
+  with _bar('export', 'tensors') as progress:
+    written = weights.export_weights(
+      args.source,
+      args.out,
+      args.format,
+      config,
+      dtype=args.dtype,
+      step=args.step,
+      force=args.force,
+      progress=progress,
+    )
+  print(written)
+
+
+def _t5_config(args: argparse.Namespace):
+  """The T5 of `--config` or `--size`; None without either."""
+  if args.config is not None:
+    return _read_config(args.config, []).model.t5
+  if args.size is None:
+    return None
+  from pixel_llm.model import t5
+
+  return t5.SIZES[args.size]
 
 
 def _predict(args: argparse.Namespace, ask) -> int:
@@ -456,6 +519,69 @@ def _parser() -> argparse.ArgumentParser:
       '--out', help='a .png or .html; a directory for several images'
     )
     sub.add_argument('--beams', type=_count, help='of decoding')
+
+  sub = verb('inspect', inspect)
+  sub.add_argument(
+    'path',
+    help='safetensors, npz, .pth/.pt/.bin, or a folder of Hugging Face, T5X, '
+    'Orbax or a run',
+  )
+  sub.add_argument('--depth', type=_count, help='levels of the tree to show')
+  sub.add_argument('--json', action='store_true', help='all of it as JSON')
+
+  for name, run, formats in (
+    ('import', import_, ('t5x', 'huggingface', 'pixel-llm')),
+    ('export', export, ('t5x', 'huggingface', 'safetensors')),
+  ):
+    sub = verb(name, run)
+    importing = run is import_
+    sub.add_argument(
+      'source',
+      help='any file or folder that `inspect` shows'
+      if importing
+      else 'a run, a checkpoint of ours or safetensors by our names',
+    )
+    sub.add_argument(
+      '--format',
+      required=True,
+      choices=formats,
+      help='whose names and layout the source has'
+      if importing
+      else 'what to write',
+    )
+    sub.add_argument(
+      '--out',
+      required=True,
+      help='a .safetensors file, or the folder of an Orbax checkpoint'
+      if importing
+      else 'the folder, or the .safetensors file, to write',
+    )
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument('--config', help='an experiment, whose T5 it must fit')
+    which.add_argument(
+      '--size',
+      choices=('small', 'base', 'large', 'xl', 'xxl'),
+      help='the T5 1.1 that it must fit',
+    )
+    sub.add_argument(
+      '--dtype',
+      choices=('float32', 'bfloat16'),
+      default='float32' if importing else None,
+      help='of the numbers',
+    )
+    if importing:
+      sub.add_argument(
+        '--allow-missing',
+        nargs='+',
+        default=[],
+        metavar='REGEX',
+        help='names of ours that may be missing',
+      )
+    else:
+      sub.add_argument('--step', type=_count, help='of the T5X checkpoint')
+    sub.add_argument(
+      '--force', action='store_true', help='replace what is at --out'
+    )
   return parser
 
 

@@ -1,0 +1,401 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in and out: other projects' checkpoints to ours, ours to theirs.
+
+Everything that can be known without reading a tensor is checked first; then
+tensors pass one at a time, and what is written takes its place only when it is
+whole. Paths are local.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from pixel_llm import config as config_lib
+from pixel_llm.checkpoints import mapping, t5_names
+from pixel_llm.checkpoints import tensors as tensors_lib
+from pixel_llm.checkpoints.formats import (
+  detection,
+  orbax,
+  safetensors,
+  t5x,
+)
+from pixel_llm.checkpoints.tensors import Tensor, Tensors
+from pixel_llm.model import t5
+
+Progress = Callable[[int, int], None]
+Source = Literal['t5x', 'huggingface', 'pixel-llm']
+Target = Literal['t5x', 'huggingface', 'safetensors']
+
+_TABLES: dict[str, mapping.Table] = {
+  't5x': t5_names.T5X,
+  'huggingface': t5_names.HUGGING_FACE,
+}
+_DTYPES = {
+  'float32': np.dtype(np.float32),
+  'bfloat16': tensors_lib.BFLOAT16,
+}
+# What a folder holds that was written here.
+_WRITTEN = re.compile(
+  r'0|checkpoint_\d+|config\.json|model\.safetensors|spiece\.model'
+)
+_SAFETENSORS = '.safetensors'
+_EMBEDDING = f'{t5_names.PREFIX}token_embedder/embedding'
+
+
+def import_weights(
+  source: str,
+  out: str,
+  names: Source,
+  config: t5.T5Config | None = None,
+  *,
+  dtype: str = 'float32',
+  allow_missing: Iterable[str] = (),
+  force: bool = False,
+  progress: Progress | None = None,
+) -> str:
+  """Writes another project's checkpoint as parameters by our names.
+
+  Args:
+    source: a file or folder of any format that is known.
+    out: a `.safetensors` file, or a folder of an Orbax checkpoint of
+      parameters alone, at step 0, which `CheckpointManager.restore_params`
+      reads.
+    names: whose names and layout the source has; `pixel-llm` changes neither.
+    config: the T5 that it must fit; None takes the sizes off its shapes. Has
+      no say with `pixel-llm`.
+    dtype: of the floating point numbers, float32 or bfloat16.
+    allow_missing: regular expressions of our names that need not be there.
+    force: replaces what is at `out`, if it was written by this module.
+    progress: called with the tensors done and their number.
+
+  Returns:
+    what was written, in words.
+
+  Raises:
+    MappingError: names, shapes or the size of the vocabulary do not fit.
+    TensorFileError: the source is damaged, or of no known format.
+    ValueError: NaN or infinite numbers.
+    OSError: something can't be read or written, or `out` exists.
+  """
+  path = _free(out, source, force)
+  _, tensors = detection.open_tensors(source)
+  if names == 'pixel-llm':
+    given = tensors_lib.part(tensors, 'params/') or dict(tensors)
+  else:
+    if names == 't5x':
+      tensors = tensors_lib.part(tensors, 'target/') or tensors
+    else:
+      _check_hugging_face(pathlib.Path(source))
+    with _about(source):
+      given = _fitted(_TABLES[names], tensors, config, allow_missing)
+  given = _watched(mapping.cast(given, _DTYPES[dtype]), source, progress)
+  with _whole(path) as part:
+    if path.suffix == _SAFETENSORS:
+      safetensors.write(part, given)
+    else:
+      orbax.write(part / '0', given, {'source': source, 'names': names})
+  return f'{out}: {_described(given)}'
+
+
+def export_weights(
+  source: str,
+  out: str,
+  target: Target,
+  config: t5.T5Config | None = None,
+  *,
+  dtype: str | None = None,
+  step: int | None = None,
+  force: bool = False,
+  progress: Progress | None = None,
+) -> str:
+  """Writes our parameters as others read them.
+
+  Args:
+    source: a run's folder, an Orbax checkpoint or safetensors by our names.
+    out: for `t5x` a folder, which will hold `checkpoint_<step>`; for
+      `huggingface` a folder with `config.json` and `model.safetensors`; else
+      a `.safetensors` file.
+    target: T5X and Hugging Face get the T5 alone, by their names and its LoRA
+      merged; safetensors all parameters as they are.
+    config: of the T5; None takes a run's own, else the sizes off the shapes.
+    dtype: of the floating point numbers; None leaves them as they are.
+    step: that T5X reads; None takes the checkpoint's, at least 1, since T5X
+      takes 0 for no checkpoint.
+    force: replaces what is at `out`, if it was written by this module.
+    progress: called with the tensors done and their number.
+
+  Returns:
+    what was written, in words.
+
+  Raises:
+    MappingError: names or shapes do not fit, or LoRA has no scale.
+    TensorFileError: the source is damaged, or of no known format.
+    ValueError: NaN or infinite numbers, or an `out` of another name.
+    OSError: something can't be read or written, or `out` exists.
+  """
+  path = _free(out, source, force)
+  if (path.suffix == _SAFETENSORS) != (target == 'safetensors'):
+    wanted = f'a {_SAFETENSORS} file' if target == 'safetensors' else 'a folder'
+    raise ValueError(f'--out {out}: expected {wanted} for {target}.')
+  _, tensors = detection.open_tensors(source)
+  given = tensors_lib.part(tensors, 'params/') or dict(tensors)
+  config = config or _config_of_run(pathlib.Path(source))
+  if target != 'safetensors':
+    with _about(source):
+      given = _merged(given, config)
+      config = config or _config_of_shapes(given)
+      given = _by_names(_TABLES[target], given, config)
+  if dtype is not None:
+    given = mapping.cast(given, _DTYPES[dtype])
+  given = _watched(given, source, progress)
+  with _whole(path) as part:
+    if target == 'safetensors':
+      safetensors.write(part, given, {'format': 'np'})
+    elif target == 'huggingface':
+      assert config is not None
+      _write_hugging_face(part, pathlib.Path(source), given, config)
+    else:
+      step = _step(tensors) if step is None else step
+      given = {f'target/{name}': tensor for name, tensor in given.items()}
+      given['state/step'] = tensors_lib.of_array(np.array(step, np.int32))
+      t5x.write(part / f'checkpoint_{step}', given)
+  return f'{out}: {_described(given)}'
+
+
+def shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
+  """Shape of every parameter of the T5, by its name in the whole network."""
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  tree = jax.eval_shape(
+    lambda key: t5.T5(config).init(key, None, tokens, tokens)['params'],
+    jax.random.key(0),
+  )
+  flat: Any = traverse_util.flatten_dict(nn.unbox(tree), sep='/')
+  return {f'{t5_names.PREFIX}{name}': x.shape for name, x in flat.items()}
+
+
+def _fitted(
+  table: mapping.Table,
+  tensors: Tensors,
+  config: t5.T5Config | None,
+  allow_missing: Iterable[str],
+) -> dict[str, Tensor]:
+  """The tensors by our names, checked against the shapes of the T5."""
+  given, report = mapping.apply(table, tensors)
+  if config is None:
+    if report:
+      raise mapping.MappingError(str(report))
+    config = _config_of_shapes(given)
+  # Others' checkpoints hold no low-rank updates of ours.
+  expected = shapes(_without_lora(config))
+  report = mapping.compare(given, expected, allow_missing, report)
+  if report:
+    raise mapping.MappingError(f'{_vocabulary(given, config)}{report}')
+  return {name: given[name] for name in expected if name in given}
+
+
+def _vocabulary(given: Tensors, config: t5.T5Config) -> str:
+  """What to say first of a table of another number of words."""
+  table = given.get(_EMBEDDING)
+  if table is None or table.shape[:1] == (config.vocab_size,):
+    return ''
+  return (
+    f'vocabulary: expected {config.vocab_size} ids, got '
+    f'{table.shape[0] if table.shape else "a scalar"}\n'
+  )
+
+
+def _by_names(
+  table: mapping.Table, given: Tensors, config: t5.T5Config
+) -> dict[str, Tensor]:
+  """The T5 among our tensors by another's names, checked to be whole."""
+  ours = {n: t for n, t in given.items() if n.startswith(t5_names.PREFIX)}
+  report = mapping.compare(ours, shapes(_without_lora(config)))
+  if report:
+    raise mapping.MappingError(str(report))
+  theirs, report = mapping.apply(mapping.inverse(table), ours)
+  if report:
+    raise mapping.MappingError(str(report))
+  return theirs
+
+
+def _merged(given: Tensors, config: t5.T5Config | None) -> dict[str, Tensor]:
+  ours = tensors_lib.part(given, t5_names.PREFIX)
+  ours = {f'{t5_names.PREFIX}{name}': t for name, t in ours.items()}
+  if not any(name.endswith('/lora_a') for name in ours):
+    return ours
+  if config is None or config.lora is None:
+    raise mapping.MappingError(
+      'LoRA: expected its scale from --config or from the config.json of a '
+      'run, got none.'
+    )
+  return mapping.merge_lora(ours, config.lora.scale)
+
+
+def _without_lora(config: t5.T5Config) -> t5.T5Config:
+  return dataclasses.replace(config, lora=None)
+
+
+def _config_of_shapes(given: Tensors) -> t5.T5Config:
+  return dataclasses.replace(t5.T5Config(), **t5_names.sizes(given))
+
+
+def _watched(
+  tensors: Tensors, source: str, progress: Progress | None
+) -> dict[str, Tensor]:
+  """The tensors, each checked to be finite and counted when it is read."""
+  done = 0
+
+  def watched(name: str, tensor: Tensor) -> Tensor:
+    def load():
+      nonlocal done
+      array = tensor.read()
+      floating = tensors_lib.is_floating(tensor.dtype)
+      if floating and not (finite := np.isfinite(array)).all():
+        count = array.size - np.count_nonzero(finite)
+        raise ValueError(
+          f'{source}: {name}: expected finite numbers, got {count} NaN or '
+          f'infinite ones among {array.size}.'
+        )
+      done += 1
+      if progress is not None:
+        progress(done, len(tensors))
+      return array
+
+    return Tensor(tensor.shape, tensor.dtype, load)
+
+  return {name: watched(name, tensor) for name, tensor in tensors.items()}
+
+
+def _free(out: str, source: str, force: bool) -> pathlib.Path:
+  """Where to write, if that costs nothing that was not written here."""
+  path = pathlib.Path(out)
+  if not path.exists():
+    return path
+  if not force:
+    raise FileExistsError(errno.EEXIST, 'exists; --force replaces it', out)
+  if path.is_dir():
+    # A slip of the hand must not cost a run.
+    names = sorted(p.name for p in path.iterdir())
+    others = [name for name in names if not _WRITTEN.fullmatch(name)]
+    if others:
+      raise FileExistsError(
+        errno.EEXIST, f'holds {others[0]}, which --force does not replace', out
+      )
+    if pathlib.Path(source).resolve().is_relative_to(path.resolve()):
+      raise FileExistsError(errno.EEXIST, 'holds the source', out)
+  return path
+
+
+@contextlib.contextmanager
+def _whole(out: pathlib.Path):
+  """Where to write so that `out` is whole or what it was before."""
+  part = out.with_name(f'.{out.name}.{os.getpid()}.part')
+  old = out.with_name(f'.{out.name}.{os.getpid()}.old')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    yield part
+    if out.exists():
+      out.rename(old)
+    try:
+      part.rename(out)
+    except BaseException:
+      if old.exists():
+        old.rename(out)
+      raise
+    _remove(old)
+  finally:
+    _remove(part)
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _about(source: str):
+  """Names the source in what the mapping says."""
+  try:
+    yield
+  except mapping.MappingError as e:
+    raise mapping.MappingError(f'{source}: {e}') from e
+
+
+def _check_hugging_face(source: pathlib.Path) -> None:
+  """Checks the `config.json` of a folder of Hugging Face, if there is one."""
+  file = (source if source.is_dir() else source.parent) / 'config.json'
+  if not file.is_file():
+    return
+  values = _json(file)
+  with _about(str(file.parent)):
+    t5_names.check_hugging_face_config(values)
+
+
+def _config_of_run(source: pathlib.Path) -> t5.T5Config | None:
+  """The T5 of the run that a checkpoint is of, if it is of one."""
+  folders = [source, *source.absolute().parents]
+  # The run itself, its folder of checkpoints, or one of them.
+  runs = [source, *(f.parent for f in folders[:2] if f.name == 'checkpoints')]
+  for run in runs:
+    file = run / 'config.json'
+    values = _json(file) if file.is_file() else {}
+    model = values.get('model')
+    if isinstance(model, dict) and 't5' in model:
+      return config_lib.from_dict(t5.T5Config, model['t5'], 'model.t5')
+  return None
+
+
+def _json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    values = json.loads(file.read_text())
+  except ValueError as e:
+    raise tensors_lib.TensorFileError(file, 'JSON', str(e)) from e
+  if not isinstance(values, dict):
+    raise tensors_lib.TensorFileError(
+      file, 'a JSON object', type(values).__name__
+    )
+  return values
+
+
+def _write_hugging_face(
+  part: pathlib.Path, source: pathlib.Path, given: Tensors, config: t5.T5Config
+) -> None:
+  part.mkdir()
+  # Readers of Hugging Face refuse files that do not say whose layout it is.
+  safetensors.write(part / 'model.safetensors', given, {'format': 'pt'})
+  dtype = given['shared.weight'].dtype.name
+  values = t5_names.hugging_face_config(
+    vars(config), config.dropout_rate, dtype
+  )
+  (part / 'config.json').write_text(json.dumps(values, indent=2) + '\n')
+  # The vocabulary of a run goes along.
+  if (source / 'spiece.model').is_file():
+    shutil.copy(source / 'spiece.model', part / 'spiece.model')
+
+
+def _step(tensors: Tensors) -> int:
+  step = tensors.get('train/step')
+  return max(1, int(step.read())) if step is not None else 1
+
+
+def _described(tensors: Tensors) -> str:
+  numbers = sum(t.size for t in tensors.values())
+  return f'{len(tensors)} tensors, {numbers:,} numbers'
