@@ -172,7 +172,6 @@ class RelativeBias(nn.Module):
   bidirectional: bool
 
   def setup(self):
-    """Makes the parts."""
     """Makes the parts, the same for every method."""
     self.rel_embedding: Any = self.param(
       'rel_embedding',
@@ -213,7 +212,6 @@ class Attention(nn.Module):
   config: T5Config
 
   def setup(self):
-    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
 
@@ -333,7 +331,6 @@ class EncoderLayer(nn.Module):
   config: T5Config
 
   def setup(self):
-    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.pre_attention_layer_norm = RmsNorm(c.dtype)
@@ -359,7 +356,6 @@ class DecoderLayer(nn.Module):
   config: T5Config
 
   def setup(self):
-    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.pre_self_attention_layer_norm = RmsNorm(c.dtype)
@@ -443,7 +439,6 @@ class Encoder(nn.Module):
   config: T5Config
 
   def setup(self):
-    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.relpos_bias = RelativeBias(c.num_heads, bidirectional=True)
@@ -476,7 +471,6 @@ class Decoder(nn.Module):
   config: T5Config
 
   def setup(self):
-    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.relpos_bias = RelativeBias(c.num_heads, bidirectional=False)
@@ -556,7 +550,6 @@ class T5(nn.Module):
   config: T5Config
 
   def setup(self):
-    """Makes the parts."""
     """Makes the parts, the same for every method."""
     c = self.config
     self.token_embedder = Embed(c.vocab_size, c.emb_dim, c.dtype)
