@@ -367,15 +367,18 @@ def test_parameters_carry_known_axes_and_shard():
   )
 
 
+# Counts of `image_encoder.*` in the released checkpoints; of all of SAM's
+# 93,735,472, 312,342,832 and 641,090,608 parameters, the prompt encoder has
+# 6,220 and the mask decoder 4,058,340.
 @pytest.mark.parametrize(
-  'name, millions, global_blocks',
+  'name, whole, global_blocks',
   [
-    ('base', 89.7, (2, 5, 8, 11)),
-    ('large', 308.3, (5, 11, 17, 23)),
-    ('huge', 637.0, (7, 15, 23, 31)),
+    ('base', 93_735_472, (2, 5, 8, 11)),
+    ('large', 312_342_832, (5, 11, 17, 23)),
+    ('huge', 641_090_608, (7, 15, 23, 31)),
   ],
 )
-def test_sizes(name, millions, global_blocks):
+def test_sizes(name, whole, global_blocks):
   config = sam.SIZES[name]
   every = config.blocks_per_group
   assert tuple(range(every - 1, config.depth, every)) == global_blocks
@@ -383,4 +386,4 @@ def test_sizes(name, millions, global_blocks):
     sam.Sam(config).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
   )
   total = sum(x.size for x in jax.tree.leaves(shapes))
-  assert total == pytest.approx(millions * 1e6, rel=1e-3)
+  assert total == whole - 6_220 - 4_058_340
