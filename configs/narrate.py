@@ -4,7 +4,7 @@
 
   pixel-llm train --config configs/narrate.py --workdir runs/narrate
 
-EVA-02-L/14, SAM ViT-H and Flan-T5 XL with LoRA, 3.5 billion parameters, of
+EVA-02-L/14, SAM ViT-H and Flan-T5 XL with LoRA: 3.9 billion parameters, of
 which a tenth is trained. Not run here: the published numbers are for weights
 that start from an unreleased caption model.
 
