@@ -83,6 +83,7 @@ class EvaConfig:
     std: of the pixels, in 0..255.
     dtype: of the computation, 'float32' or 'bfloat16'.
     scan_unroll: blocks a step of the loop; `depth` leaves no loop.
+    remat: what a block keeps for the backward pass.
   """
 
   patch_size: int = 14
@@ -98,6 +99,7 @@ class EvaConfig:
   std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
   dtype: str = 'float32'
   scan_unroll: int = 1
+  remat: layers.Remat = 'none'
 
   def __post_init__(self):
     if self.width % (4 * self.num_heads):
@@ -385,7 +387,7 @@ class Eva(nn.Module):
     # Reference: divides by depth - 1, so that one block is an error there.
     rates = c.drop_path_rate * np.arange(c.depth) / max(c.depth - 1, 1)
     blocks = nn.scan(
-      Block,
+      layers.remat(Block, c.remat, c.scan_unroll),
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=typing.cast(typing.Any, (0, nn.broadcast, nn.broadcast)),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import remat
 from flax import linen as nn
 
 from pixel_llm import sharding
@@ -329,6 +330,22 @@ def test_unrolled_equals_scanned():
       jax.grad(lambda p, c=config: jnp.sum(apply(c)(p, image)))
     )
     assert ('while' in gradient.lower(params).as_text()) == loops
+
+
+def test_remat_saves_memory_and_changes_nothing():
+  config = dataclasses.replace(TINY, depth=4)
+  image = images(2, 48, 48, 3)
+
+  def loss(config, params):
+    # The same places drop out, whatever is kept.
+    return jnp.mean(
+      eva.Eva(config).apply(
+        params, image, False, rngs={'dropout': jax.random.key(3)}
+      )
+      ** 2
+    )
+
+  remat.check(config, loss, init(config))
 
 
 def test_final_norm_can_be_left_out():

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import remat
 from flax import linen as nn
 
 from pixel_llm import sharding
@@ -289,6 +290,16 @@ def test_unrolled_equals_scanned_and_nothing_is_random():
       jax.grad(lambda p, c=config: jnp.sum(apply(c)(p, image, False)))
     )
     assert ('while' in gradient.lower(params).as_text()) == loops
+
+
+def test_remat_saves_memory_and_changes_nothing():
+  config = dataclasses.replace(TINY, window_size=6)
+  image = images(2, 48, 48, 3)
+
+  def loss(config, params):
+    return jnp.mean(sam.Sam(config).apply(params, image) ** 2)
+
+  remat.check(config, loss, init(config))
 
 
 def test_blocks_come_in_the_order_windows_then_global():
