@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
   arguments = sys.argv[1:] if argv is None else argv
   parser = _parser()
   known, rest = parser.parse_known_args(arguments)
-  if rest and known.run is not train:
+  if rest and known.run not in (train, params):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   known.rest = rest
   try:
@@ -137,6 +138,21 @@ def train(args: argparse.Namespace) -> int:
       print(f'pixel-llm train: {e}', file=sys.stderr)
       return _PREEMPTED
   return 0
+
+
+def params(args: argparse.Namespace) -> None:
+  """Counts the parameters of a config; allocates none."""
+  # Shapes alone: an accelerator would be taken for nothing.
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  config = _read_config(args.config, args.rest)
+  from pixel_llm.train import parameters
+
+  parts = parameters.parts(config, args.depth)
+  if args.json:
+    for part in (*parts, parameters.total(parts)):
+      print(json.dumps(dataclasses.asdict(part)))
+  else:
+    print(parameters.table(parts))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -422,6 +438,14 @@ def _count(text: str) -> int:
   return int(text)
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--config',
+    required=True,
+    help='an ml_collections file; change leaves with --config.loop.steps=100',
+  )
+
+
 def _parser() -> argparse.ArgumentParser:
   """The table of verbs."""
   from pixel_llm import __version__
@@ -477,12 +501,15 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument('--size', type=_count, default=512, help='pieces')
 
   sub = verb('train', train)
-  sub.add_argument(
-    '--config',
-    required=True,
-    help='an ml_collections file; change leaves with --config.loop.steps=100',
-  )
+  _add_config(sub)
   sub.add_argument('--workdir', required=True)
+
+  sub = verb('params', params)
+  _add_config(sub)
+  sub.add_argument(
+    '--depth', type=_count, default=1, help='names of a path that a part has'
+  )
+  sub.add_argument('--json', action='store_true', help='one line a part')
 
   sub = verb('evaluate', evaluate)
   sub.add_argument('--workdir', required=True)

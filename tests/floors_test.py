@@ -76,12 +76,18 @@ def test_imports_stay_on_their_floors(path):
       assert str(relative) in MAY_TENSORFLOW, f'{relative} imports {name}'
 
 
-def test_configs_import_only_the_experiment():
+def test_configs_import_only_the_experiment_and_named_sizes():
   for path in (ROOT / 'configs').glob('*.py'):
     for name in imports(path):
       assert name.split('.')[0] in ('configs', 'ml_collections', 'pixel_llm')
       if name.startswith('pixel_llm'):
-        assert name in ('pixel_llm.config', 'pixel_llm.train.experiment')
+        assert name in (
+          'pixel_llm.config',
+          'pixel_llm.train.experiment',
+          'pixel_llm.model.eva',
+          'pixel_llm.model.sam',
+          'pixel_llm.model.t5',
+        )
 
 
 def loaded_after(code):

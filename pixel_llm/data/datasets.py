@@ -24,12 +24,21 @@ TASKS = {
   'scenes_narrate': ('scenes_narratives', _SCENES_NARRATE),
   'scenes_refer': ('scenes_refer', tasks.REFER),
   'scenes_caption_at': ('scenes_regions', tasks.CAPTION_AT),
+  'coco_narrate': ('coco_narratives', tasks.NARRATE),
+  'refcoco_refer': ('refcoco', tasks.REFER),
+  'refcoco_plus_refer': ('refcoco+', tasks.REFER),
+  'refcocog_refer': ('refcocog', tasks.REFER),
 }
 MIXTURES = {
   'scenes': {
     'scenes_narrate': 1.0,
     'scenes_refer': 1.0,
     'scenes_caption_at': 1.0,
+  },
+  'refcoco_all': {
+    'refcoco_refer': 1.0,
+    'refcoco_plus_refer': 1.0,
+    'refcocog_refer': 1.0,
   },
   'scenes_regions': {'scenes_refer': 1.0, 'scenes_caption_at': 1.0},
 }

@@ -74,6 +74,8 @@ class EvaConfig:
     mlp_dim: hidden width of the SwiGLU, published as int(width * 8 / 3).
     position_grid: side of the learned position table, patches; it is resized
       to the grid of the image.
+    rotary_grid: rotations go so many steps across the grid of any image, as
+      where EVA-02 is fine-tuned at a larger one; None goes one step a patch.
     drop_path_rate: stochastic depth of the last block; it grows linearly from
       0 at the first.
     final_norm: normalizes the output.
@@ -81,6 +83,7 @@ class EvaConfig:
     std: of the pixels, in 0..255.
     dtype: of the computation, 'float32' or 'bfloat16'.
     scan_unroll: blocks a step of the loop; `depth` leaves no loop.
+    remat: what a block keeps for the backward pass.
   """
 
   patch_size: int = 14
@@ -89,12 +92,14 @@ class EvaConfig:
   num_heads: int = 16
   mlp_dim: int = 2730
   position_grid: int = 16
+  rotary_grid: int | None = None
   drop_path_rate: float = 0.1
   final_norm: bool = True
   mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)
   std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
   dtype: str = 'float32'
   scan_unroll: int = 1
+  remat: layers.Remat = 'none'
 
   def __post_init__(self):
     if self.width % (4 * self.num_heads):
@@ -107,24 +112,41 @@ class EvaConfig:
         f'eva: drop_path_rate: expected a number in [0, 1), got '
         f'{self.drop_path_rate}.'
       )
+    if self.rotary_grid is not None and self.rotary_grid < 1:
+      raise ValueError(
+        f'eva: rotary_grid: expected at least 1, or None, got '
+        f'{self.rotary_grid}.'
+      )
 
 
-# Widths, depths and heads of the released models, with their position tables
-# of 224 px pre-training. The released tiny and small have no norm inside the
-# SwiGLU: they cannot be loaded here, only trained anew.
-SIZES = {
-  'tiny': EvaConfig(
-    width=192, depth=12, num_heads=3, mlp_dim=512, position_grid=16
-  ),
-  'small': EvaConfig(
-    width=384, depth=12, num_heads=6, mlp_dim=1024, position_grid=16
-  ),
-  'base': EvaConfig(
-    width=768, depth=12, num_heads=12, mlp_dim=2048, position_grid=16
-  ),
-  'large': EvaConfig(
-    width=1024, depth=24, num_heads=16, mlp_dim=2730, position_grid=16
-  ),
+def _size(
+  width: int, depth: int, num_heads: int, mlp_dim: int, side: int
+) -> EvaConfig:
+  grid = side // 14
+  return EvaConfig(
+    width=width,
+    depth=depth,
+    num_heads=num_heads,
+    mlp_dim=mlp_dim,
+    position_grid=grid,
+    rotary_grid=None if grid == 16 else 16,
+  )
+
+
+# The released models: pre-trained at 224 px, and fine-tuned at the number of
+# pixels in the name, with rotations squeezed into pre-training's 16 steps. The
+# released tiny and small have no norm inside the SwiGLU: they cannot be loaded
+# here, only trained anew. EVA-02-CLIP's towers are not among them, for they
+# have another norm in the attention.
+SIZES: dict[str, EvaConfig] = {
+  'tiny': _size(192, 12, 3, 512, 224),
+  'tiny_336': _size(192, 12, 3, 512, 336),
+  'small': _size(384, 12, 6, 1024, 224),
+  'small_336': _size(384, 12, 6, 1024, 336),
+  'base': _size(768, 12, 12, 2048, 224),
+  'base_448': _size(768, 12, 12, 2048, 448),
+  'large': _size(1024, 24, 16, 2730, 224),
+  'large_448': _size(1024, 24, 16, 2730, 448),
 }
 
 
@@ -159,7 +181,7 @@ def patches(image: Array, size: int) -> Array:
 
 
 def rotary_tables(
-  height: int, width: int, head_dim: int
+  height: int, width: int, head_dim: int, steps: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cosines and sines of a grid of patches, made while tracing.
 
@@ -167,14 +189,14 @@ def rotary_tables(
   in steps of one patch. Channels (2i, 2i + 1) are one plane; the sines carry
   the sign of the rotation, so that `rotate` needs a swap and no negation.
 
-  Reference: steps are one patch at any image size, although EVA-02 can squeeze
-  larger grids into the 16 steps of its pre-training; we keep unit steps, which
-  is how PixelLLM was trained.
+  Reference: steps are one patch at any image size there, and so by default
+  here; `steps` is EVA-02's own way with larger grids than pre-training's.
 
   Args:
     height: of the grid, patches.
     width: of the grid, patches.
     head_dim: width of a head, a multiple of 4.
+    steps: from one end of the grid to the other; None is one a patch.
 
   Returns:
     (cosines, sines), each [height * width, head_dim] float32.
@@ -183,10 +205,12 @@ def rotary_tables(
   planes = head_dim // 4
   frequencies = ROTARY_BASE ** (-np.arange(planes) / planes)
   angles = np.zeros((height, width, 2, planes, 2))
-  angles[:, :, 0] += (
-    np.arange(height)[:, None, None, None] * frequencies[:, None]
+  rows, columns = (
+    np.arange(n) * (1.0 if steps is None else steps / n)
+    for n in (height, width)
   )
-  angles[:, :, 1] += np.arange(width)[:, None, None] * frequencies[:, None]
+  angles[:, :, 0] += rows[:, None, None, None] * frequencies[:, None]
+  angles[:, :, 1] += columns[:, None, None] * frequencies[:, None]
   sines = np.sin(angles) * np.array([-1, 1])
   shape = (height * width, head_dim)
   return (
@@ -354,14 +378,16 @@ class Eva(nn.Module):
     x = x + jnp.asarray(grid, c.dtype)[None]
     x = jnp.concatenate([first, x], axis=1)
 
-    cosines, sines = rotary_tables(height, width, c.width // c.num_heads)
+    cosines, sines = rotary_tables(
+      height, width, c.width // c.num_heads, c.rotary_grid
+    )
     # The class token has no place: its angle is 0.
     cosines = np.pad(cosines, ((1, 0), (0, 0)), constant_values=1)
     sines = np.pad(sines, ((1, 0), (0, 0)))
     # Reference: divides by depth - 1, so that one block is an error there.
     rates = c.drop_path_rate * np.arange(c.depth) / max(c.depth - 1, 1)
     blocks = nn.scan(
-      Block,
+      layers.remat(Block, c.remat, c.scan_unroll),
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=typing.cast(typing.Any, (0, nn.broadcast, nn.broadcast)),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,12 @@ DEFAULT_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 # Masked logits get this added, T5X's value: a row with every key masked then
 # attends uniformly and stays finite.
 MASKED = -1e10
+
+# What a block keeps of its forward pass for the backward pass: everything, its
+# input alone, or also what its products with kernels gave; attention is then
+# computed again, whose logits are the largest. Where no loop is left
+# (`scan_unroll`), a CPU's compiler keeps everything all the same.
+Remat = Literal['none', 'full', 'dots']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +137,44 @@ class LayerNorm(nn.Module):
     y = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
     y = y * jnp.reshape(scale, lead) + jnp.reshape(bias, lead)
     return jnp.asarray(y, self.dtype)
+
+
+def remat(
+  block: type[nn.Module],
+  keep: Remat,
+  unroll: int,
+  static_argnums: tuple[int, ...] = (),
+) -> type[nn.Module]:
+  """A block that computes again, backwards, what it does not keep.
+
+  Args:
+    block: the body of a scan.
+    keep: what it keeps.
+    unroll: blocks a step of the scan; between those of one step the compiler
+      must be told not to reuse what was computed before.
+    static_argnums: arguments of `__call__` that are no arrays; self is 0.
+
+  Returns:
+    A class of the same parameters, results and gradients; `block` itself for
+    'none'. Other methods than `__call__` stay as they are.
+
+  Raises:
+    ValueError: `keep` is none of the three.
+  """
+  if keep == 'none':
+    return block
+  policies = {
+    'full': None,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  }
+  if keep not in policies:
+    raise ValueError(f'remat: expected none, full or dots, got {keep!r}.')
+  return nn.remat(
+    block,
+    policy=policies[keep],
+    prevent_cse=unroll > 1,
+    static_argnums=static_argnums,
+  )
 
 
 def attention(

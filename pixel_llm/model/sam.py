@@ -42,6 +42,7 @@ class SamConfig:
     std: of the pixels, in 0..255.
     dtype: of the computation, 'float32' or 'bfloat16'.
     scan_unroll: blocks a step of the loops; `depth` leaves no loop.
+    remat: what a block keeps for the backward pass.
   """
 
   patch_size: int = 16
@@ -57,6 +58,7 @@ class SamConfig:
   std: tuple[float, float, float] = (58.395, 57.12, 57.375)
   dtype: str = 'float32'
   scan_unroll: int = 1
+  remat: layers.Remat = 'none'
 
   def __post_init__(self):
     if self.width % self.num_heads:
@@ -244,9 +246,10 @@ class Group(nn.Module):
     """[B, h, w, width] -> ([B, h, w, width], None)."""
     c = self.config
     windowed = c.blocks_per_group - 1
+    block = layers.remat(Block, c.remat, c.scan_unroll)
     if windowed:
       x, _ = nn.scan(
-        Block,
+        block,
         variable_axes={'params': 0},
         split_rngs={'params': True},
         length=windowed,
@@ -254,7 +257,7 @@ class Group(nn.Module):
         # An axis name may stand once in a parameter; 'layers' is the outer.
         metadata_params={nn.PARTITION_NAME: 'unsharded'},
       )(c, True, name='window_blocks')(x, None)
-    x, _ = Block(c, False, name='global_block')(x)
+    x, _ = block(c, False, name='global_block')(x)
     return x, None
 
 

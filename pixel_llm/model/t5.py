@@ -50,6 +50,7 @@ class T5Config:
     lora: low-rank updates of every attention's projections, or None.
     scan_unroll: layers a scan step holds; at least the number of layers gives
       straight-line code, which a CPU prefers and a TPU compiler does not.
+    remat: what a layer keeps for the backward pass.
   """
 
   vocab_size: int = 32128
@@ -63,6 +64,7 @@ class T5Config:
   dtype: str = 'float32'
   lora: LoraConfig | None = None
   scan_unroll: int = 1
+  remat: layers.Remat = 'none'
 
 
 def _size(emb_dim: int, num_heads: int, mlp_dim: int, depth: int) -> T5Config:
@@ -444,7 +446,8 @@ class Encoder(nn.Module):
     self.relpos_bias = RelativeBias(c.num_heads, bidirectional=True)
     depth = c.num_encoder_layers
     self.layers = _scan(
-      EncoderLayer,
+      # `deterministic` is no array.
+      layers.remat(EncoderLayer, c.remat, c.scan_unroll, (3,)),
       c,
       depth,
       {
@@ -478,7 +481,7 @@ class Decoder(nn.Module):
     # A step stays rolled: only the end of a loop tells the compiler that all
     # have read the cache, which else is copied whole at every step.
     self.layers = _scan(
-      DecoderLayer,
+      layers.remat(DecoderLayer, c.remat, c.scan_unroll, (5,)),
       c,
       depth,
       {

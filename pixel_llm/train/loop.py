@@ -19,7 +19,6 @@ from clu import metric_writers
 from etils import epath
 from flax import linen as nn
 
-from pixel_llm import batch as batch_lib
 from pixel_llm import config as config_lib
 from pixel_llm import files, pictures, sharding
 from pixel_llm import vocabulary as vocabulary_lib
@@ -27,7 +26,7 @@ from pixel_llm.checkpoints import manager as manager_lib
 from pixel_llm.data import datasets, registry
 from pixel_llm.data import loader as loader_lib
 from pixel_llm.model import pixel_llm
-from pixel_llm.train import evaluate, experiment
+from pixel_llm.train import evaluate, experiment, parameters
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
@@ -70,17 +69,7 @@ class Trainer:
     self.vocabulary = prepare_data(config)
     keep_vocabulary(self.vocabulary, workdir)
     self.model = pixel_llm.PixelLLM(config.model)
-    shapes = batch_lib.Batch.zeros(
-      batch_lib.BatchSizes(
-        batch=1,
-        image=config.data.image,
-        regions=1,
-        context=2,
-        length=2,
-        points=config.data.points,
-      )
-    )
-    self._init = lambda key: self.model.init(key, shapes)['params']
+    self._init = parameters.init_fn(config)
     abstract = nn.unbox(jax.eval_shape(self._init, jax.random.key(0)))
     self._mask = optimizer_lib.trainable_mask(config.optimizer, abstract)
     self._optimizer = optimizer_lib.make(

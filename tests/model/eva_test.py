@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import remat
 from flax import linen as nn
 
 from pixel_llm import sharding
@@ -224,6 +225,7 @@ def test_image_smaller_than_a_patch_is_refused():
   [
     ({'num_heads': 3}, 'width 16 over num_heads 3'),
     ({'drop_path_rate': 1.0}, r'drop_path_rate: .* got 1.0'),
+    ({'rotary_grid': 0}, r'rotary_grid: .* got 0'),
   ],
 )
 def test_bad_config_is_refused(change, message):
@@ -330,6 +332,22 @@ def test_unrolled_equals_scanned():
     assert ('while' in gradient.lower(params).as_text()) == loops
 
 
+def test_remat_saves_memory_and_changes_nothing():
+  config = dataclasses.replace(TINY, depth=4)
+  image = images(2, 48, 48, 3)
+
+  def loss(config, params):
+    # The same places drop out, whatever is kept.
+    return jnp.mean(
+      eva.Eva(config).apply(
+        params, image, False, rngs={'dropout': jax.random.key(3)}
+      )
+      ** 2
+    )
+
+  remat.check(config, loss, init(config))
+
+
 def test_final_norm_can_be_left_out():
   config = dataclasses.replace(TINY, final_norm=False)
   params = nn.unbox(
@@ -375,14 +393,53 @@ def count(config):
   return sum(x.size for x in jax.tree.leaves(shapes))
 
 
+# Millions of parameters as the model cards of timm give them, without the head
+# of 1,000 classes that the fine-tuned have: a kernel and a bias.
 @pytest.mark.parametrize(
-  'name, millions',
-  [('tiny', 5.5), ('small', 21.6), ('base', 85.8), ('large', 303.4)],
+  'name, millions, head',
+  [
+    ('tiny', 5.50, False),
+    ('tiny_336', 5.76, True),
+    ('small', 21.62, False),
+    ('small_336', 22.13, True),
+    ('base', 85.76, False),
+    ('base_448', 87.12, True),
+    ('large', 303.27, False),
+    ('large_448', 305.08, True),
+  ],
 )
-def test_sizes(name, millions):
+def test_sizes(name, millions, head):
   config = eva.SIZES[name]
   assert config.mlp_dim == int(config.width * 4 * 2 / 3)
-  assert count(config) == pytest.approx(millions * 1e6, rel=5e-3)
+  total = count(config)
+  # The released tiny and small have no norm inside the SwiGLU.
+  if config.width < 768:
+    total -= config.depth * 2 * config.mlp_dim
+  if head:
+    total += 1000 * (config.width + 1)
+  assert total == pytest.approx(millions * 1e6, abs=6e3)
+
+
+@pytest.mark.parametrize('name', eva.SIZES)
+def test_sizes_are_the_sum_of_their_parts(name):
+  c = eva.SIZES[name]
+  d, f = c.width, c.mlp_dim
+  attention = 4 * d * d + 3 * d  # the keys have no bias
+  mlp = 2 * (d * f + f) + f * d + d + 2 * f
+  norms = 2 * 2 * d
+  ends = 14 * 14 * 3 * d + d + d + (1 + c.position_grid**2) * d + 2 * d
+  assert count(c) == c.depth * (attention + mlp + norms) + ends
+
+
+def test_larger_grids_turn_as_far_as_the_smaller():
+  near = eva.rotary_tables(4, 4, 8)
+  far = eva.rotary_tables(8, 12, 8, steps=4)
+  for squeezed, plain in zip(far, near):
+    grid = squeezed.reshape(8, 12, 8)[::2, ::3]
+    np.testing.assert_allclose(grid, plain.reshape(4, 4, 8), atol=1e-6)
+  assert np.abs(far[1] - eva.rotary_tables(8, 12, 8)[1]).max() > 0.1
+  for a, b in zip(near, eva.rotary_tables(4, 4, 8, steps=4)):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_pixel_statistics_are_clips():

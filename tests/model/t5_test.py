@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import remat
 import t5_golden
 from flax import linen as nn
 from flax import traverse_util
@@ -147,6 +148,32 @@ def compare_gradients(grads, flat_golden):
     np.testing.assert_allclose(
       got[name], want, 0, 1e-4 * np.abs(want).max(), err_msg=name
     )
+
+
+def test_remat_saves_memory_and_changes_nothing(lora_params):
+  tokens = np.random.default_rng(0).integers(1, 64, (2, 96))
+
+  def loss(config, params):
+    logits, hidden = t5.T5(config).apply(
+      params,
+      None,
+      tokens,
+      tokens,
+      deterministic=False,
+      rngs={'dropout': jax.random.key(3)},
+    )
+    return jnp.mean(jax.nn.logsumexp(logits, -1)) + jnp.mean(hidden**2)
+
+  # Gentle parameters, of gradients about 1.
+  params = jax.tree.map(lambda x: 0.3 * x, lora_params)
+  remat.check(LORA, loss, params)
+
+
+def test_remat_of_another_name_is_refused():
+  config = dataclasses.replace(TINY, remat='some')
+  tokens = jnp.ones((1, 2), jnp.int32)
+  with pytest.raises(ValueError, match="none, full or dots, got 'some'"):
+    t5.T5(config).init(jax.random.key(0), None, tokens, tokens)
 
 
 def test_buckets_are_t5x(golden):
