@@ -29,7 +29,8 @@ def asked(monkeypatch):
 def test_decoding_options_reach_the_predictor(asked):
   assert asked('narrate', 'a.png') == {}
   assert asked('narrate', 'a.png', '--beams', '4') == {'beams': 4}
-  options = '--temperature 0.7 --top-k 40 --top-p 0.9 --seed 3'.split()
+  options = ['--temperature', '0.7', '--top-k', '40', '--top-p', '0.9']
+  options += ['--seed', '3']
   assert asked('caption-at', 'a.png', '--box', '0,0,9,9', *options) == {
     'temperature': 0.7,
     'top_k': 40,
