@@ -19,6 +19,8 @@ import sys
 # Exit codes: 0 done, 1 a mistake in what was given, 2 usage (argparse's), 75
 # stopped by a signal with everything saved (sysexits' "try again").
 _FAILED, _PREEMPTED = 1, 75
+# Options of the verbs that write text, as of `Predictor.from_workdir`.
+_DECODING = ('beams', 'temperature', 'top_k', 'top_p', 'seed')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -289,7 +291,9 @@ def _predict(args: argparse.Namespace, ask) -> int:
     raise ValueError(
       f'--out {args.out}: expected a name that ends in .png or .html.'
     )
-  predictor = predictor_lib.Predictor.from_workdir(args.workdir, args.beams)
+  # `refer` reads what it is given and decodes nothing.
+  decoding = {k: vars(args)[k] for k in _DECODING if k in args}
+  predictor = predictor_lib.Predictor.from_workdir(args.workdir, **decoding)
   failed = 0
   for path in args.image:
     try:
@@ -446,6 +450,30 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def _add_decoding(sub: argparse.ArgumentParser) -> None:
+  """How words are chosen; what is not given is the run's config's."""
+  group = sub.add_argument_group('decoding')
+  group.add_argument(
+    '--beams', type=_count, help='hypotheses of beam search; 1 is greedy'
+  )
+  group.add_argument(
+    '--temperature',
+    type=float,
+    help='above 0 draws words instead of taking the likeliest',
+  )
+  group.add_argument(
+    '--top-k', type=_count, help='draws among so many of the likeliest tokens'
+  )
+  group.add_argument(
+    '--top-p',
+    type=float,
+    help='draws among the likeliest tokens that have so much probability',
+  )
+  group.add_argument(
+    '--seed', type=int, help='of the draws; equal seeds give equal answers'
+  )
+
+
 def _parser() -> argparse.ArgumentParser:
   """The table of verbs."""
   from pixel_llm import __version__
@@ -545,7 +573,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
       '--out', help='a .png or .html; a directory for several images'
     )
-    sub.add_argument('--beams', type=_count, help='of decoding')
+    if run is not refer:
+      _add_decoding(sub)
 
   sub = verb('inspect', inspect)
   sub.add_argument(

@@ -74,14 +74,28 @@ class Predictor:
     self._name: str | None = None
 
   @classmethod
-  def from_workdir(cls, workdir: str, beams: int | None = None) -> Predictor:
+  def from_workdir(
+    cls,
+    workdir: str,
+    beams: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+  ) -> Predictor:
     """Loads the newest checkpoint that `pixel-llm train` left in `workdir`.
 
     Args:
       workdir: local or on a bucket.
-      beams: of decoding; None takes the config's.
+      beams: of decoding, as all that follow; None takes the config's.
+      temperature: above 0 draws words instead of searching for the likeliest.
+      top_k: draws among so many of the likeliest tokens.
+      top_p: draws among the likeliest tokens that have so much probability.
+      seed: of the draws; equal seeds give equal answers.
 
     Raises:
+      ValueError: a number of decoding out of its range, or two that exclude
+        each other.
       FileNotFoundError: no run there.
       CheckpointError: no checkpoint, or it does not fit its config.
       ConfigError: the config is damaged, or the vocabulary there is not the
@@ -100,8 +114,13 @@ class Predictor:
       (t['length'] for t in values['eval']['tasks'].values()),
       default=decoding.length,
     )
-    decoding = dataclasses.replace(
-      decoding, length=length, beams=beams or decoding.beams
+    decoding = decoding_lib.override(
+      dataclasses.replace(decoding, length=length),
+      beams=beams,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      seed=seed,
     )
     data = values['data']
     vocabulary = vocabulary_lib.Vocabulary(

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy and beam search over a cached decoder.
+"""Greedy search, sampling and beam search over a cached decoder.
 
-Both drive a pure function of one position,
+All drive a pure function of one position,
 
   step_fn(tokens, index, cache) -> (logits, aux, cache)
 
@@ -12,6 +12,10 @@ token it is about to choose, such as its hidden state or its points. Leaves of
 the cache are [layers, N, ...]. What does not change with the hypotheses, such
 as the encoder's keys and values, is the closure's.
 
+What is forbidden (a repeated n-gram, an end too early) is so to the search
+alone: log probabilities are the decoder's, changed by nothing but the
+repetition penalty.
+
 Source: T5X, `t5x/decoding.py`: `beam_search` and `temperature_sample` at
 temperature 0, whose tokens and scores these give.
 """
@@ -19,6 +23,7 @@ temperature 0, whose tokens and scores these give.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,16 +47,122 @@ class DecodingConfig:
   Attributes:
     length: positions, the end token's included.
     beams: hypotheses kept by beam search; 1 is greedy search in `decode`.
-    alpha: exponent of the length penalty; 0 turns it off.
+    alpha: exponent of the length penalty; 0 turns it off. Of beam search.
     finish_outside_beam: a hypothesis may end although its end token ranks
       below the best `beams` continuations, among the best 2 * beams: T5X's
       rule, by which even one beam differs from greedy search.
+    temperature: 0 takes the likeliest token; above it tokens are drawn, with
+      logits divided by it.
+    top_k: draws among so many of the likeliest tokens; 0 among all.
+    top_p: draws among the fewest likeliest tokens, of those of `top_k`, that
+      have so much of the probability together; 1 among all.
+    seed: of the draws.
+    min_length: tokens before the end token, at least; `length` of them leave
+      no place for it.
+    no_repeat_ngram: no sequence of so many tokens comes twice; 0 is no limit.
+    repetition_penalty: logits of tokens that came before are divided by it
+      where positive, multiplied where negative; 1 turns it off.
+
+  Raises:
+    ValueError: a number out of its range, or two that exclude each other.
+  Source: of `top_p` arXiv 1904.09751; of `repetition_penalty` arXiv
+    1909.05858 (CTRL), section 4.1.
   """
 
   length: int = 128
   beams: int = 1
   alpha: float = 0.6
   finish_outside_beam: bool = False
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0
+  min_length: int = 0
+  no_repeat_ngram: int = 0
+  repetition_penalty: float = 1.0
+
+  def __post_init__(self):
+    for name, is_right, expected in (
+      ('length', self.length >= 1, 'at least 1'),
+      ('beams', self.beams >= 1, 'at least 1'),
+      # The early end relies on a penalty that grows with the length.
+      ('alpha', 0 <= self.alpha < math.inf, 'a number from 0 on'),
+      ('temperature', 0 <= self.temperature < math.inf, 'a number from 0 on'),
+      ('top_k', self.top_k >= 0, 'at least 0'),
+      ('top_p', 0 < self.top_p <= 1, 'above 0 and at most 1'),
+      ('seed', 0 <= self.seed < 2**32, 'from 0 to 4294967295'),
+      (
+        'min_length',
+        0 <= self.min_length <= self.length,
+        f'from 0 to length, which is {self.length}',
+      ),
+      ('no_repeat_ngram', self.no_repeat_ngram >= 0, 'at least 0'),
+      (
+        'repetition_penalty',
+        0 < self.repetition_penalty < math.inf,
+        'a number above 0',
+      ),
+    ):
+      if not is_right:
+        raise ValueError(
+          f'decoding: {name}: expected {expected}, got {getattr(self, name)!r}.'
+        )
+    if self.temperature > 0 and self.beams > 1:
+      raise ValueError(
+        f'decoding: temperature {self.temperature:g} draws tokens and beams '
+        f'{self.beams} searches for the likeliest; expected temperature 0 or '
+        'beams 1.'
+      )
+    if self.temperature > 0 and self.finish_outside_beam:
+      raise ValueError(
+        'decoding: finish_outside_beam is a rule of beam search; expected '
+        f'temperature 0 with it, got {self.temperature:g}.'
+      )
+    if self.temperature == 0 and (self.top_k or self.top_p < 1):
+      raise ValueError(
+        f'decoding: top_k {self.top_k} and top_p {self.top_p:g} limit what is '
+        'drawn; expected a temperature above 0 with them, got 0.'
+      )
+
+
+def override(
+  config: DecodingConfig,
+  beams: int | None = None,
+  temperature: float | None = None,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  seed: int | None = None,
+) -> DecodingConfig:
+  """A config with what a user asks for instead; None asks for nothing.
+
+  Asking for draws gives up the config's beams, asking for beams its draws.
+  `top_k` and `top_p` ask for draws, at temperature 1 unless one is given.
+
+  Raises:
+    ValueError: as `DecodingConfig`, or a seed where nothing is drawn.
+  """
+  if temperature is None and (top_k or (top_p is not None and top_p < 1)):
+    temperature = config.temperature or 1.0
+  changes: dict[str, Any] = {}
+  if temperature:
+    changes |= {'beams': 1, 'finish_outside_beam': False}
+  if temperature == 0 or (beams is not None and not temperature):
+    changes |= {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0}
+  asked = {
+    'beams': beams,
+    'temperature': temperature,
+    'top_k': top_k,
+    'top_p': top_p,
+    'seed': seed,
+  }
+  changes |= {k: v for k, v in asked.items() if v is not None}
+  config = dataclasses.replace(config, **changes)
+  if seed is not None and config.temperature == 0:
+    raise ValueError(
+      f'decoding: seed {seed}: nothing is drawn at temperature 0; expected a '
+      'temperature above 0 with it.'
+    )
+  return config
 
 
 @struct.dataclass
@@ -60,7 +171,8 @@ class Decoded:
 
   Attributes:
     tokens: [B, L] int32, end token kept, 0 after it.
-    log_probs: [B, L], of each token; 0 after the end.
+    log_probs: [B, L], of each token: the decoder's, whatever temperature it
+      was drawn at; 0 after the end.
     scores: [B], of `beam_scores`.
     aux: tree of [B, L, ...], what `step_fn` gave with each token; 0 after the
       end.
@@ -79,28 +191,52 @@ class Decoded:
 
 
 def decode(
-  step_fn: StepFn, cache: Any, batch: int, config: DecodingConfig
+  step_fn: StepFn,
+  cache: Any,
+  batch: int,
+  config: DecodingConfig,
+  rows: Array | None = None,
 ) -> Decoded:
-  """Beam search, or with one beam greedy search unless by T5X's rule."""
-  outside = config.finish_outside_beam
-  search = greedy if config.beams == 1 and not outside else beam
-  return search(step_fn, cache, batch, config)
+  """Beam search, or with one beam `greedy` unless by T5X's rule.
+
+  Args:
+    step_fn: one position, see above; N = batch * beams.
+    cache: its first cache, [layers, batch, ...].
+    batch: rows, B.
+    config: how to search.
+    rows: [B] int, see `greedy`.
+  """
+  if config.beams == 1 and not config.finish_outside_beam:
+    return greedy(step_fn, cache, batch, config, rows)
+  return beam(step_fn, cache, batch, config)
 
 
 def greedy(
-  step_fn: StepFn, cache: Any, batch: int, config: DecodingConfig
+  step_fn: StepFn,
+  cache: Any,
+  batch: int,
+  config: DecodingConfig,
+  rows: Array | None = None,
 ) -> Decoded:
-  """Takes the likeliest token at each position until every row has ended.
+  """One hypothesis a row: the likeliest token of each position, or a draw.
+
+  It stops as soon as every row has ended.
 
   Args:
     step_fn: one position, see above; N = batch.
     cache: its first cache, [layers, batch, ...].
     batch: rows, B.
-    config: only `length` matters.
+    config: how to search; nothing of beams matters.
+    rows: [B] int, the number of each row; 0 to B - 1 if None. What is drawn
+      for a row depends on the seed, its number and its own logits: it is the
+      same in every batch.
 
   Returns:
     The one hypothesis of each row; scores are sums of log probabilities.
   """
+  key = jax.random.key(config.seed)
+  rows = jnp.arange(batch) if rows is None else rows
+  keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
   def keep_going(state):
     return (state['index'] < config.length) & ~jnp.all(state['ended'])
@@ -108,11 +244,17 @@ def greedy(
   def body(state):
     index, ended = state['index'], state['ended']
     logits, aux, cache = step_fn(state['tokens'], index, state['cache'])
-    logits = jnp.asarray(logits, jnp.float32)
-    tokens = jnp.asarray(jnp.argmax(logits, axis=-1), jnp.int32)
-    # The largest logit is the chosen one's.
-    log_probs = jnp.max(logits, -1) - jax.nn.logsumexp(logits, axis=-1)
-    entry = {'tokens': tokens, 'log_probs': log_probs, 'aux': aux}
+    past = jnp.swapaxes(state['history']['tokens'], 0, 1)
+    logits = _penalize(jnp.asarray(logits, jnp.float32), past, index, config)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    logits = _forbid(logits, past, index, config)
+    if config.temperature > 0:
+      tokens = _draw(logits, keys, index, config)
+      chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    else:
+      tokens = jnp.asarray(jnp.argmax(logits, axis=-1), jnp.int32)
+      chosen = jnp.max(logits, axis=-1)
+    entry = {'tokens': tokens, 'log_probs': chosen - total, 'aux': aux}
     entry = jax.tree.map(lambda x: _where(ended, 0, x), entry)
     return {
       'index': index + 1,
@@ -190,7 +332,10 @@ def beam(
     logits, aux, cache = step_fn(
       jnp.reshape(state['tokens'], -1), index, state['cache']
     )
-    token_log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
+    past = state['past']
+    logits = _penalize(jnp.asarray(logits, jnp.float32), past, index, config)
+    token_log_probs = jax.nn.log_softmax(logits)
+    token_log_probs = _forbid(token_log_probs, past, index, config)
     vocab = token_log_probs.shape[-1]
     token_log_probs = jnp.reshape(token_log_probs, (batch, -1))
     total = token_log_probs + jnp.repeat(state['log_probs'], vocab, axis=1)
@@ -205,10 +350,10 @@ def beam(
     live_log_probs, order = jax.lax.top_k(total + _NONE * ends, beams)
     live = _pick({'tokens': tokens, **found}, order)
 
-    may_end = ends
+    may_end = ends & (total > _NONE)
     if not config.finish_outside_beam:
-      may_end = ends & (jnp.arange(2 * beams) < beams)[None]
-    scores = total / penalty(index + 1) + _NONE * ~may_end
+      may_end = may_end & (jnp.arange(2 * beams) < beams)[None]
+    scores = jnp.where(may_end, total / penalty(index + 1), _NONE)
     found['ends'] = jnp.full_like(choice, index)
     found['scores'] = scores
     both = jax.tree.map(
@@ -217,6 +362,9 @@ def beam(
     _, best = jax.lax.top_k(both['scores'], beams)
 
     rows = jnp.reshape(jnp.arange(batch)[:, None] * beams + live['slots'], -1)
+    if past is not None:
+      written = jnp.reshape(live['tokens'], (-1, 1))
+      past = jax.lax.dynamic_update_slice_in_dim(past[rows], written, index, 1)
     aux = jax.tree.map(lambda x: _split(x, batch), aux)
     return {
       'index': index + 1,
@@ -226,6 +374,7 @@ def beam(
       'history': _record(state['history'], live, index),
       'aux': _record(state['aux'], aux, index),
       'cache': jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache),
+      'past': past,
     }
 
   # At first the beams are one and the same: only one of them counts.
@@ -256,6 +405,12 @@ def beam(
         step_fn, jnp.reshape(tokens, -1), cache, length, (batch, beams)
       ),
       'cache': cache,
+      # The tokens of a slot, where rules ask for them: links don't tell yet.
+      'past': (
+        jnp.zeros((batch * beams, length), jnp.int32)
+        if config.no_repeat_ngram or config.repetition_penalty != 1
+        else None
+      ),
     },
   )
 
@@ -299,6 +454,96 @@ def beam(
     beam_tokens=tokens,
     beam_scores=scores,
   )
+
+
+def _penalize(
+  logits: Array, past: Array | None, index: Array, config: DecodingConfig
+) -> Array:
+  """Logits [N, vocab] with the repetition penalty.
+
+  Args:
+    logits: [N, vocab].
+    past: [N, L] int, of which those before `index` are written; None is only
+      for a config whose rules don't ask for it.
+    index: scalar int.
+    config: whose `repetition_penalty` counts.
+  """
+  if config.repetition_penalty == 1 or past is None:
+    return logits
+  old = jnp.take_along_axis(logits, past, axis=1)
+  penalty = config.repetition_penalty
+  new = jnp.where(old > 0, old / penalty, old * penalty)
+  return _put(logits, _written(past, index, logits.shape[1]), new)
+
+
+def _forbid(
+  logits: Array, past: Array | None, index: Array, config: DecodingConfig
+) -> Array:
+  """-inf where a token would repeat an n-gram, or end too early.
+
+  Arguments as of `_penalize`.
+  """
+  _, vocab = logits.shape
+  if config.min_length:
+    end = (jnp.arange(vocab) == EOS_ID) & (index < config.min_length)
+    logits = jnp.where(end[None], -jnp.inf, logits)
+  size = config.no_repeat_ngram
+  if size and past is not None and size <= past.shape[1]:
+    # Of every n-gram its last token, where all before it are the newest ones.
+    count = past.shape[1] - size + 1
+    is_repeat = jnp.arange(count)[None] + size - 1 < index
+    for i in range(size - 1):
+      newest = past[:, jnp.maximum(index - size + 1 + i, 0)]
+      is_repeat = is_repeat & (past[:, i : i + count] == newest[:, None])
+    tokens = jnp.where(is_repeat, past[:, size - 1 :], vocab)
+    logits = _put(logits, tokens, -jnp.inf)
+  return logits
+
+
+def _written(past: Array, index: Array, other: int) -> Array:
+  """Of [N, L] those before `index`, `other` in the places of the others."""
+  return jnp.where(jnp.arange(past.shape[1])[None] < index, past, other)
+
+
+def _put(x: Array, columns: Array, values: Array | float) -> Array:
+  """[N, M] with values at [N, J] columns; columns beyond M are left out.
+
+  A column that comes several times must have one value.
+  """
+  rows = jnp.arange(len(x))[:, None]
+  return x.at[rows, columns].set(values, mode='drop')
+
+
+def _draw(
+  logits: Array, keys: Array, index: Array, config: DecodingConfig
+) -> Array:
+  """Draws a token for each row.
+
+  Args:
+    logits: [N, vocab].
+    keys: [N] random keys, of the rows.
+    index: scalar int, the position.
+    config: temperature, `top_k` and `top_p`.
+
+  Returns: [N] int32.
+  """
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+  # Relative to the largest, so that no temperature is too low.
+  logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+  logits = logits / config.temperature
+  draw = jax.vmap(jax.random.categorical)
+  if not config.top_k and config.top_p == 1:
+    return jnp.asarray(draw(keys, logits), jnp.int32)
+  vocab = logits.shape[-1]
+  logits, tokens = jax.lax.top_k(logits, min(config.top_k or vocab, vocab))
+  if config.top_p < 1:
+    probabilities = jax.nn.softmax(logits)
+    likelier = jnp.cumsum(probabilities, axis=-1) - probabilities
+    # The likeliest has none before it, but for rounding.
+    is_in = (likelier < config.top_p).at[:, 0].set(True)
+    logits = jnp.where(is_in, logits, -jnp.inf)
+  rank = draw(keys, logits)
+  return jnp.take_along_axis(tokens, rank[:, None], axis=1)[:, 0]
 
 
 def _where(rows: Array, x: Any, y: Any) -> Array:

@@ -192,6 +192,7 @@ def generate(
   batch: batch_lib.Batch,
   decoding: decoding_lib.DecodingConfig,
   features: jax.Array | None = None,
+  rows: jax.Array | None = None,
 ) -> batch_lib.Output:
   """Writes the answer to every region, each word with its points.
 
@@ -201,6 +202,8 @@ def generate(
     batch: what is asked; its targets are not looked at.
     decoding: how to search.
     features: `encode_image` of the batch's images, if it was done before.
+    rows: [B, R] int, the number of each region, by which it has draws of its
+      own in every batch; None counts them, 0 to B * R - 1.
 
   Returns: `Output` with tokens, log_probs, scores and points.
   """
@@ -214,7 +217,8 @@ def generate(
       params, tokens, index, cache, cross, valid, method='decode_step'
     )
 
-  result = decoding_lib.decode(step, cache, b * r, decoding)
+  rows = rows if rows is None else rows.reshape(b * r)
+  result = decoding_lib.decode(step, cache, b * r, decoding, rows)
   shape = lambda x: x.reshape(b, r, *x.shape[1:])
   return batch_lib.Output(
     tokens=shape(result.tokens),

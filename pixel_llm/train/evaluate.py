@@ -100,7 +100,9 @@ class Evaluator:
     if task.generates:
       decoding = dataclasses.replace(config.decoding, length=sizes.length)
       asked = [(i, n, group[0]) for n, (i, group) in enumerate(groups)]
-      generate = functools.partial(self._generate, decoding=decoding)
+      generate = lambda params, batch, rows: self._generate(
+        params, batch, decoding=decoding, rows=rows
+      )
       for n, output, _ in self._questions(
         generate, entry, examples, asked, sizes, params
       ):
@@ -113,7 +115,12 @@ class Evaluator:
       asked = [(i, n, r) for n, (i, group) in enumerate(groups) for r in group]
       rows: list[list] = [[] for _ in groups]
       for n, output, batch in self._questions(
-        self._read, entry, examples, asked, sizes, params
+        lambda params, batch, rows: self._read(params, batch),
+        entry,
+        examples,
+        asked,
+        sizes,
+        params,
       ):
         rows[n].append((output, batch))
         done += len(rows[n]) == len(groups[n][1])
@@ -149,7 +156,7 @@ class Evaluator:
     """Packs questions into batches, images in order, and unpacks the answers.
 
     Args:
-      function: (params, batch) -> Output.
+      function: (params, batch, question numbers [B, R]) -> Output.
       entry: the task.
       examples: all of them.
       asked: (example, question number, region) in order of examples.
@@ -184,9 +191,14 @@ class Evaluator:
       batch = batch_lib.Batch(
         **{k: np.stack([r[k] for r in rows]) for k in rows[0]}
       )
+      numbers = np.zeros((sizes.batch, sizes.regions), np.int32)
+      for b, (_, questions) in enumerate(part):
+        numbers[b, : len(questions)] = [n for n, _ in questions]
       with jax.set_mesh(self._mesh):
-        device = jax.device_put(batch, sharding.batch_sharding(self._mesh))
-        output = jax.device_get(function(params, device))
+        device = jax.device_put(
+          (batch, numbers), sharding.batch_sharding(self._mesh)
+        )
+        output = jax.device_get(function(params, *device))
       for b, (_, questions) in enumerate(part):
         for r, (n, _) in enumerate(questions):
           pick = lambda x, b=b, r=r: x[b, r]

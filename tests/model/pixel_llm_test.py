@@ -96,13 +96,21 @@ def test_words_come_from_earlier_words_only(forward):
   assert np.abs(left.logits[:, :, 4:] - right.logits[:, :, 4:]).max() > 1e-3
 
 
-@pytest.mark.parametrize('beams', [1, 3])
+@pytest.mark.parametrize(
+  'how',
+  [
+    {'beams': 1},
+    {'beams': 3},
+    {'beams': 2, 'no_repeat_ngram': 1, 'min_length': 3},
+    {'temperature': 1.5, 'top_k': 20, 'top_p': 0.9},
+  ],
+)
 def test_generated_words_and_points_equal_those_of_a_full_pass(
-  network, forward, beams
+  network, forward, how
 ):
   model, params = network
   batch = tiny.random_batch()
-  config = decoding.DecodingConfig(length=6, beams=beams)
+  config = decoding.DecodingConfig(length=6, **how)
   output = jax.jit(task_lib.generate, static_argnums=(0, 3))(
     model, params, batch, config
   )

@@ -270,6 +270,25 @@ def test_the_predictor_answers_in_pixels_of_the_file(evaluated, tmp_path):
     predictor.refer([''])
 
 
+def test_the_predictor_draws_by_its_seed(evaluated):
+  workdir = str(evaluated[0])
+  rgb = np.random.default_rng(0).integers(0, 255, (60, 90, 3)).astype(np.uint8)
+
+  def narrative(**decoding):
+    predictor = predictor_lib.Predictor.from_workdir(workdir, **decoding)
+    predictor.set_image(rgb)
+    return predictor.narrate().text
+
+  likeliest = narrative(beams=1)
+  assert narrative(top_k=1) == likeliest
+  assert narrative(temperature=1e-5, seed=1) == likeliest
+  first = narrative(temperature=2.0, seed=1)
+  assert narrative(temperature=2.0, seed=1) == first
+  assert narrative(temperature=2.0, seed=2) != first
+  with pytest.raises(ValueError, match='temperature 0 or beams 1'):
+    narrative(beams=2, temperature=1.0)
+
+
 def test_inference_sees_the_pixels_of_training(config, evaluated):
   from pixel_llm import example as example_lib
   from pixel_llm.data import registry
