@@ -140,7 +140,7 @@ class PixelLLM(nn.Module):
       if c.region is not None
       else None
     )
-    self.projection = prompt_lib.Projection(c.t5.emb_dim)
+    self.projection = prompt_lib.Projection(c.t5.emb_dim, c.t5.dtype)
     self.t5 = t5_lib.T5(c.t5)
     self.regression = regression_lib.RegressionHead(c.regression)
     self.mask_decoder = self.mask_adapter = None

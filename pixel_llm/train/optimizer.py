@@ -14,11 +14,12 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import meta
 from optax import contrib
 
 from pixel_llm import config as config_lib
@@ -27,6 +28,9 @@ from pixel_llm import config as config_lib
 _LISTED = 20
 # Root mean square of an Adam update, to which Muon's is brought.
 _UPDATE_RMS = 0.2
+# Frozen parameters that may be held in few bits: those that are cast to the
+# dtype of the computation anyway.
+_HELD = r'(^|/)(kernel|embedding)$'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,9 @@ class OptimizerConfig:
     multipliers: (regex, factor) of the learning rate; the first regex that is
       found in a path applies, the rest of the parameters have factor 1.
     freeze: regexes of parameters that are not trained.
+    frozen_dtype: of the frozen kernels and token embeddings, which are most of
+      a large model; 'bfloat16' halves them. What is trained is float32 always,
+      and so are norms, biases and positions.
     muon: updates matrices in AdamW's place; None is AdamW alone.
   """
 
@@ -100,6 +107,7 @@ class OptimizerConfig:
   clip_norm: float | None = 1.0
   multipliers: tuple[tuple[str, float], ...] = ()
   freeze: tuple[str, ...] = ()
+  frozen_dtype: Literal['float32', 'bfloat16'] = 'float32'
   muon: MuonConfig | None = None
 
   def __post_init__(self):
@@ -315,6 +323,33 @@ def trainable_mask(config: OptimizerConfig, params: Any) -> Any:
       f'{len(paths)} parameters; nothing is left to train.'
     )
   return mask
+
+
+def hold_frozen(config: OptimizerConfig, params: Any) -> Any:
+  """Casts frozen kernels and token embeddings to `frozen_dtype`.
+
+  Args:
+    config: what is frozen, and how it is held.
+    params: the full tree; leaves may be in `nn.LogicallyPartitioned` boxes.
+
+  Returns: the same tree but for the dtype of those leaves.
+  """
+  dtype = jnp.dtype(config.frozen_dtype)
+  boxed = lambda x: isinstance(x, meta.AxisMetadata)
+  bare = jax.tree.map(
+    lambda x: x.value if boxed(x) else x, params, is_leaf=boxed
+  )
+
+  def hold(keys, leaf, trained):
+    if trained or not re.search(_HELD, _path(keys)):
+      return leaf
+    if boxed(leaf):
+      return leaf.replace(value=jnp.asarray(leaf.value, dtype))
+    return jnp.asarray(leaf, dtype)
+
+  return jax.tree.map_with_path(
+    hold, params, trainable_mask(config, bare), is_leaf=boxed
+  )
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -56,7 +56,8 @@ def init_fn(
   )
 
   def init(key):
-    return model.init(key, batch_lib.Batch.zeros(smallest))['params']
+    params = model.init(key, batch_lib.Batch.zeros(smallest))['params']
+    return optimizer_lib.hold_frozen(config.optimizer, params)
 
   return init
 

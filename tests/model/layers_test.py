@@ -93,3 +93,61 @@ def test_attention_drops_weights():
   np.testing.assert_allclose(weights.sum(-1), np.ones((2, 3)), 0, 1e-6)
   want = weights[:, :, 4].T[..., None] * value[4][None]
   np.testing.assert_allclose(got, want, 0, 1e-6)
+
+
+@pytest.mark.parametrize('lead', [(2,), (2, 3), ()])
+def test_fused_attention_is_attention(lead):
+  query = normal(0, *lead, 5, 2, 8)
+  key, value = normal(1, *lead, 7, 2, 8), normal(2, *lead, 7, 2, 8)
+
+  def of(attend):
+    loss = lambda *x: jnp.sum(jnp.sin(attend(*x)))
+    return attend(query, key, value), jax.grad(loss, (0, 1, 2))(
+      query, key, value
+    )
+
+  fused = of(lambda *x: layers.fused_attention(*x, 0.5, 'xla'))
+  plain = of(lambda *x: layers.attention(*x, scale=0.5))
+  for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(plain)):
+    assert a.shape == b.shape
+    np.testing.assert_allclose(a, b, 0, 1e-5)
+
+
+def test_attention_with_bias_is_jaxs_own():
+  query, key, value = (
+    jnp.asarray(normal(i, 2, n, 2, 8), jnp.float32)
+    for i, n in enumerate((5, 7, 7))
+  )
+  bias = jnp.asarray(normal(3, 1, 2, 5, 7))
+  bias = (
+    bias + jnp.where(jnp.arange(7) < 4, 0.0, layers.MASKED)[None, None, None]
+  )
+
+  def gradients(attend):
+    loss = lambda *x: jnp.sum(jnp.sin(attend(*x)))
+    return attend(query, key, value, bias), jax.grad(loss, (0, 1, 2, 3))(
+      query, key, value, bias
+    )
+
+  ours = gradients(lambda *x: layers.attention(*x, scale=0.5))
+  theirs = gradients(lambda *x: jax.nn.dot_product_attention(*x, scale=0.5))
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+    np.testing.assert_allclose(a, b, 0, 1e-5)
+
+
+@pytest.mark.parametrize(
+  'dtype, depth, value_dtype, value_depth, fits',
+  [
+    ('bfloat16', 64, 'bfloat16', 64, True),
+    ('float16', 128, 'float16', 128, True),
+    ('float32', 64, 'float32', 64, False),
+    ('bfloat16', 64, 'float32', 64, False),
+    ('bfloat16', 64, 'bfloat16', 32, False),
+    ('bfloat16', 12, 'bfloat16', 12, False),
+    ('bfloat16', 136, 'bfloat16', 136, False),
+  ],
+)
+def test_what_fits_cudnn(dtype, depth, value_dtype, value_depth, fits):
+  x = jax.ShapeDtypeStruct((1, 4, 2, depth), dtype)
+  value = jax.ShapeDtypeStruct((1, 4, 2, value_depth), value_dtype)
+  assert layers.fits_cudnn(x, x, value) == fits

@@ -4,6 +4,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -381,3 +382,68 @@ def test_segmenting_without_a_mask_decoder_is_refused(network):
   model, params = network
   with pytest.raises(ValueError, match=r'expected ModelConfig\.mask'):
     model.apply({'params': params}, *[None] * 8, method='segment')
+
+
+def halved(config):
+  """The same network, computing in bfloat16."""
+  parts = ('eva', 'sam', 'extractor', 'region', 't5', 'regression')
+  return dataclasses.replace(
+    config,
+    **{
+      name: dataclasses.replace(getattr(config, name), dtype='bfloat16')
+      for name in parts
+      if getattr(config, name) is not None
+    },
+  )
+
+
+def test_bfloat16_is_near_float32(network, forward):
+  model, params = network
+  half = pixel_llm.PixelLLM(halved(model.config))
+  # Cells are hard to choose at this size; those of the batch are far apart.
+  batch = tiny.random_batch()
+  got, want = jax.jit(half.run)(params, batch), forward(batch)
+  assert got.logits.dtype == got.points.dtype == jnp.float32
+  assert got.hidden.dtype == jnp.bfloat16
+  said = batch.decoder_target_tokens > 0
+  for name in ('logits', 'points'):
+    a = np.asarray(getattr(got, name))[said]
+    b = np.asarray(getattr(want, name))[said]
+    # A step of bfloat16 is 1 / 128; rounded at every layer.
+    assert 0 < np.abs(a - b).mean() < 0.02 * np.abs(b).std() + 0.01, name
+
+
+def products(jaxpr, prefix=''):
+  """(where, operands' dtypes) of every product and convolution, loops too."""
+  for equation in jaxpr.eqns:
+    where = f'{prefix}/{equation.source_info.name_stack}'
+    if equation.primitive.name in ('dot_general', 'conv_general_dilated'):
+      yield where, {str(v.aval.dtype) for v in equation.invars}
+    for value in jax.tree.leaves(
+      equation.params, is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from products(inner, where)
+
+
+def test_products_are_bfloat16_but_for_words_and_places(network):
+  model, params = network
+  half = pixel_llm.PixelLLM(halved(model.config))
+  batch = tiny.random_batch()
+
+  def decode_once(params):
+    cross, valid, cache = half.run(params, batch, 5, method='start_decoding')
+    rows = jnp.zeros(len(valid), jnp.int32)
+    return half.run(params, rows, 0, cache, cross, valid, method='decode_step')
+
+  for run in (lambda p: half.run(p, batch), decode_once):
+    found = list(products(jax.make_jaxpr(run)(params).jaxpr))
+    assert len(found) > 40
+    wide = {where for where, dtypes in found if 'float32' in dtypes}
+    assert len(wide) == 2
+    assert {where.rpartition('/')[2] for where in wide} == {
+      'logits_dense',
+      'out',
+    }
+    assert any(where.endswith('regression/out') for where in wide)

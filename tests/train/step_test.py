@@ -5,6 +5,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,8 +13,8 @@ from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import sharding
-from pixel_llm.model import pixel_llm, region
-from pixel_llm.train import experiment, optimizer, state, step
+from pixel_llm.model import layers, pixel_llm, region
+from pixel_llm.train import experiment, optimizer, parameters, state, step
 
 
 @pytest.fixture(scope='module')
@@ -146,3 +147,64 @@ def test_training_a_few_steps_fits_a_batch(network):
     current, metrics = function(current, batch)
     history.append(float(metrics['loss']))
   assert history[-1] < 0.6 * history[0]
+
+
+def test_frozen_parameters_in_bfloat16_stay_as_they_are():
+  config = experiment.ExperimentConfig(
+    model=dataclasses.replace(
+      tiny.model_config(),
+      t5=dataclasses.replace(tiny.model_config().t5, lora=layers.LoraConfig(2)),
+    ),
+    data=experiment.DataConfig(image=32),
+    optimizer=optimizer.OptimizerConfig(
+      freeze=('^sam/', '^prompt_encoder/', '^t5/(?!.*/lora_)'),
+      frozen_dtype='bfloat16',
+    ),
+  )
+  full = dataclasses.replace(
+    config,
+    optimizer=dataclasses.replace(config.optimizer, frozen_dtype='float32'),
+  )
+  mesh = sharding.make_mesh(config.mesh)
+  rules = config.mesh.rules()
+  model = pixel_llm.PixelLLM(config.model)
+  batch = tiny.random_batch()
+  results = {}
+  for name, c in (('half', config), ('full', full)):
+    init = parameters.init_fn(c)
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+    mask = optimizer.trainable_mask(c.optimizer, shapes)
+    transform = optimizer.make(c.optimizer, 10, shapes)
+    first = state.create(init, transform, mask, mesh, rules, jax.random.key(0))
+    train = jax.jit(
+      functools.partial(
+        step.train_step,
+        model=model,
+        mask=mask,
+        optimizer=transform,
+        config=c.loss,
+        rng=jax.random.key(1),
+      )
+    )
+    results[name] = (first.params, mask, *train(first, batch))
+  before, mask, after, metrics = results['half']
+  held = set()
+  for (keys, old), new, trained in zip(
+    jax.tree.leaves_with_path(before),
+    jax.tree.leaves(after.params),
+    jax.tree.leaves(mask),
+  ):
+    frozen = not trained
+    matrix = keys[-1].key in ('kernel', 'embedding')
+    want = jnp.bfloat16 if frozen and matrix else jnp.float32
+    assert old.dtype == new.dtype == want, keys
+    if frozen:
+      np.testing.assert_array_equal(old, new)
+      held.add((keys[0].key, str(old.dtype)))
+  assert {('sam', 'bfloat16'), ('t5', 'bfloat16')} <= held
+  assert ('prompt_encoder', 'float32') in held
+  # Only rounded: the loss and its gradient hardly change.
+  wide = results['full'][3]
+  for name in ('word_loss', 'point_l1', 'grad_norm'):
+    np.testing.assert_allclose(metrics[name], wide[name], rtol=0.03)
+  assert metrics['word_loss'] != wide['word_loss']
