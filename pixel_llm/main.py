@@ -51,11 +51,12 @@ def _is_users(error: Exception) -> bool:
   Rooms raise ValueError and its kin with whole sentences for bad input; a bug
   raises what it raises, with its traceback.
   """
+  if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    return True
+  # Importing Orbax takes longer than most verbs take to fail.
   from pixel_llm.checkpoints import manager
 
-  return isinstance(
-    error, (ValueError, OSError, FloatingPointError, manager.CheckpointError)
-  )
+  return isinstance(error, manager.CheckpointError)
 
 
 def _message(error: Exception) -> str:

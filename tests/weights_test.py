@@ -7,7 +7,6 @@ import json
 import pathlib
 import shutil
 import tracemalloc
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +36,6 @@ from pixel_llm.model.layers import LoraConfig
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 HUGGING_FACE = str(GOLDEN / 'hf_t5_tiny')
-
-
-@pytest.fixture
-def t5x_tiny(tmp_path):
-  with zipfile.ZipFile(GOLDEN / 't5x_tiny_checkpoints.zip') as archive:
-    archive.extractall(tmp_path / 't5x_tiny')
-  return tmp_path / 't5x_tiny'
 
 
 def opened(path, prefix=''):

@@ -112,9 +112,3 @@ def part(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items()
     if name.startswith(prefix)
   }
-
-
-def listed(names: list[str], limit: int = 20) -> str:
-  """Names for a message, the first of them when they are many."""
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -83,14 +84,18 @@ def write(
 
 
 def chunks(shape: tuple[int, ...], itemsize: int) -> list[int]:
-  """Sizes of chunks of at most 64 MiB that divide the shape evenly."""
+  """Sizes of chunks of at most 64 MiB.
+
+  They divide the shape evenly, but where a length without fitting divisors
+  would make very many.
+  """
   sizes = list(shape)
-  while sizes and int(np.prod(sizes, dtype=object)) * itemsize > _CHUNK_BYTES:
-    axis = int(np.argmax(sizes))
-    whole = shape[axis]
-    sizes[axis] = next(
-      n for n in range(sizes[axis] - 1, 0, -1) if not whole % n
-    )
+  while (count := math.prod(sizes)) * itemsize > _CHUNK_BYTES:
+    axis = sizes.index(max(sizes))
+    row = count // sizes[axis] * itemsize
+    most = max(1, _CHUNK_BYTES // row)
+    even = next(n for n in range(most, 0, -1) if shape[axis] % n == 0)
+    sizes[axis] = even if 4 * even >= most else most
   # Zarr wants chunks of at least 1, also of an empty array.
   return [max(1, n) for n in sizes]
 

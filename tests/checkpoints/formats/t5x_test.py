@@ -87,12 +87,27 @@ def test_chunks_divide_the_shape_and_stay_small():
   assert zarr.chunks((), 4) == []
   assert zarr.chunks((0, 3), 4) == [1, 3]
   assert zarr.chunks((512, 384), 4) == [512, 384]
-  for shape in ((32128, 4096), (4096, 10240), (24, 2048, 5120), (99_999_989,)):
+  for shape in ((32128, 4096), (4096, 10240), (24, 2048, 5120), (3 << 26,)):
     sizes = zarr.chunks(shape, 4)
     assert all(n % c == 0 for n, c in zip(shape, sizes))
-    assert np.prod(sizes) * 4 <= 64 << 20
-  # T5X's own choice for the embedding of T5 XXL.
+    assert 16 << 20 <= np.prod(sizes) * 4 <= 64 << 20
   assert zarr.chunks((32128, 4096), 4) == [4016, 4096]
+
+
+def test_a_prime_number_of_words_does_not_make_a_chunk_a_word():
+  assert zarr.chunks((32003, 4096), 4) == [4096, 4096]
+  assert zarr.chunks((99_999_989,), 4) == [1 << 24]
+
+
+def test_chunks_that_do_not_divide_the_shape_are_read_back(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(zarr, '_CHUNK_BYTES', 200)
+  array = np.arange(37 * 13, dtype=np.float32).reshape(37, 13)
+  t5x.write(tmp_path / 'x', {'target/x': tensors_lib.of_array(array)})
+  assert (tmp_path / 'x' / 'target.x' / '12.0').is_file()
+  got = t5x.read(tmp_path / 'x')['target/x'].read()
+  np.testing.assert_array_equal(got, array, strict=True)
 
 
 def test_reads_variants_of_the_tree(tmp_path):
