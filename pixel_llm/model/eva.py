@@ -76,6 +76,7 @@ class EvaConfig:
       to the grid of the image.
     drop_path_rate: stochastic depth of the last block; it grows linearly from
       0 at the first.
+    mlp_norm_epsilon: of the norm within the SwiGLU; None leaves the norm out.
     final_norm: normalizes the output.
     mean: of the pixels, in 0..255 (OpenAI CLIP's).
     std: of the pixels, in 0..255.
@@ -90,6 +91,8 @@ class EvaConfig:
   mlp_dim: int = 2730
   position_grid: int = 16
   drop_path_rate: float = 0.1
+  # As PixelLLM was trained; EVA-02 itself has 1e-6 here.
+  mlp_norm_epsilon: float | None = 1e-5
   final_norm: bool = True
   mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)
   std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
@@ -110,14 +113,13 @@ class EvaConfig:
 
 
 # Widths, depths and heads of the released models, with their position tables
-# of 224 px pre-training. The released tiny and small have no norm inside the
-# SwiGLU: they cannot be loaded here, only trained anew.
+# of 224 px pre-training.
 SIZES = {
   'tiny': EvaConfig(
-    width=192, depth=12, num_heads=3, mlp_dim=512, position_grid=16
+    width=192, depth=12, num_heads=3, mlp_dim=512, mlp_norm_epsilon=None
   ),
   'small': EvaConfig(
-    width=384, depth=12, num_heads=6, mlp_dim=1024, position_grid=16
+    width=384, depth=12, num_heads=6, mlp_dim=1024, mlp_norm_epsilon=None
   ),
   'base': EvaConfig(
     width=768, depth=12, num_heads=12, mlp_dim=2048, position_grid=16
@@ -257,7 +259,7 @@ class Attention(nn.Module):
 
 
 class SwiGlu(nn.Module):
-  """silu(x w1) * (x w2), normalized, times w3."""
+  """silu(x w1) * (x w2), normalized if so configured, times w3."""
 
   config: EvaConfig
 
@@ -273,7 +275,9 @@ class SwiGlu(nn.Module):
 
     gate = dense('w1', c.mlp_dim, ('embed', 'mlp'))(x)
     hidden = nn.silu(gate) * dense('w2', c.mlp_dim, ('embed', 'mlp'))(x)
-    hidden = layers.LayerNorm(1e-5, c.dtype, name='ffn_ln')(hidden)
+    if c.mlp_norm_epsilon is not None:
+      norm = layers.LayerNorm(c.mlp_norm_epsilon, c.dtype, name='ffn_ln')
+      hidden = norm(hidden)
     return dense('w3', c.width, ('mlp', 'embed'))(hidden)
 
 
