@@ -31,7 +31,7 @@ from pixel_llm.checkpoints.transforms import (
 )
 
 # Where the whole network has its parts.
-PREFIXES = ('sam/', 'prompt_encoder/')
+PREFIX, PROMPT_PREFIX = 'sam/', 'prompt_encoder/'
 
 _LEAVES = (('weight', 'scale'), ('bias', 'bias'))
 _PROJECTIONS = ('query', 'key', 'value')
