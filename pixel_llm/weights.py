@@ -120,10 +120,12 @@ def import_weights(
         f'{names}: expected the sizes of {part}, from --size or --config.'
       )
     table, expected = _encoder(names, part, config)
-    with _about(source):
-      given = mapping.convert(
-        table, eva_names.contained(tensors), expected, allow_missing
-      )
+    if part == 'eva':
+      tensors = eva_names.contained(tensors)
+    given, report = mapping.apply(table, tensors)
+    report = mapping.compare(given, expected, allow_missing, report)
+    if report:
+      raise mapping.MappingError(f'{source}: {report}')
   else:
     if isinstance(config, pixel_llm.ModelConfig):
       config = config.t5
