@@ -8,9 +8,9 @@ value in one matrix, gate and value of the SwiGLU in another, and no norm within
 the SwiGLU; base and large have them apart, with the norm.
 
 The table of positions stays as it is: the network resizes it to the grid of
-the image when it runs. Not so the rotary positions, which no file holds for
-the network: those of files fine-tuned at 336 and 448 px were squeezed into 16
-steps, and ours are a step a patch.
+the image when it runs. Rotary positions are not read from files: those of
+files fine-tuned at 336 and 448 px were squeezed into 16 steps, which only the
+network's configuration can say.
 
 Source: timm, `models/eva.py`; EVA, `EVA-02/asuka/modeling_pretrain.py` and
 `modeling_finetune.py`.
