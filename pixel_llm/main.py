@@ -600,7 +600,8 @@ def _parser() -> argparse.ArgumentParser:
     sizes = ('small', 'base', 'large', 'xl', 'xxl')
     which.add_argument(
       '--size',
-      choices=('tiny', *sizes, 'huge') if importing else sizes,
+      # Which there are depends on the part.
+      choices=None if importing else sizes,
       help='what it must fit: T5 1.1 small to xxl, SAM base to huge, EVA-02 '
       'tiny to large'
       if importing
