@@ -3,12 +3,13 @@
 # make demo: trains, evaluates and shows a small model. make test: all tests.
 PYTHON ?= python3
 VENV ?= .venv
+PARITY_VENV ?= .venv-parity
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 SCENES := $(RUN)/scenes
 RECORDS := $(RUN)/records
 
-.PHONY: demo test lint types lock clean
+.PHONY: demo test parity lint types lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pixel-llm scenes --out $(SCENES) --seed 0 --train 8000 --val 200
@@ -18,6 +19,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests
+
+# The tests that compare with other projects' packages, in a place of their own
+# that has nothing of `data`.
+parity: $(PARITY_VENV)/.installed
+	$(PARITY_VENV)/bin/python -m pytest -m parity \
+	  $$(grep -rlF pytest.mark.parity --include='*_test.py' tests)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -39,8 +46,14 @@ $(VENV)/.installed: pyproject.toml $(LOCK)
 	  -e '.[data,dev]'
 	touch $@
 
+# The registry's wheels: what runs on the CPU is enough.
+$(PARITY_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/pip install --quiet -e '.[dev,parity]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(PARITY_VENV) runs build dist *.egg-info
 
 # Exact versions with hashes, without addresses.
 lock:

@@ -232,13 +232,16 @@ def import_(args: argparse.Namespace) -> None:
   """Writes the checkpoint of another project as parameters of ours."""
   from pixel_llm import weights
 
-  config = _t5_config(args)
+  parts = weights.PARTS.get(args.format, ('t5',))
+  part = args.part or parts[0]
+  config = _t5_config(args) if part == 't5' else _model_config(args, part)
   with _bar('import', 'tensors') as progress:
     written = weights.import_weights(
       args.source,
       args.out,
       args.format,
       config,
+      part=args.part,
       dtype=args.dtype,
       allow_missing=args.allow_missing,
       force=args.force,
@@ -274,7 +277,28 @@ def _t5_config(args: argparse.Namespace):
     return None
   from pixel_llm.model import t5
 
-  return t5.SIZES[args.size]
+  return _size(t5.SIZES, args.size, 't5')
+
+
+def _model_config(args: argparse.Namespace, part: str):
+  """The network with the encoder of `--config` or `--size`, else None."""
+  if args.config is not None:
+    return _read_config(args.config, []).model
+  if args.size is None:
+    return None
+  from pixel_llm.model import eva, pixel_llm, sam
+
+  sizes = {'sam': sam.SIZES, 'eva': eva.SIZES}[part]
+  encoder = {part: _size(sizes, args.size, part)}
+  return dataclasses.replace(pixel_llm.ModelConfig(), **encoder)
+
+
+def _size(sizes, size: str, part: str):
+  if size not in sizes:
+    raise ValueError(
+      f'--size {size}: expected one of {", ".join(sizes)} for {part}.'
+    )
+  return sizes[size]
 
 
 def _predict(args: argparse.Namespace, ask) -> int:
@@ -586,7 +610,11 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument('--json', action='store_true', help='all of it as JSON')
 
   for name, run, formats in (
-    ('import', import_, ('t5x', 'huggingface', 'pixel-llm')),
+    (
+      'import',
+      import_,
+      ('t5x', 'huggingface', 'segment-anything', 'timm', 'eva', 'pixel-llm'),
+    ),
     ('export', export, ('t5x', 'huggingface', 'safetensors')),
   ):
     sub = verb(name, run)
@@ -612,12 +640,26 @@ def _parser() -> argparse.ArgumentParser:
       if importing
       else 'the folder, or the .safetensors file, to write',
     )
+    if importing:
+      sub.add_argument(
+        '--part',
+        choices=('t5', 'sam', 'eva'),
+        help='what it holds of the network, where the format leaves it open: '
+        'huggingface may be t5, as if nothing is said, or sam',
+      )
     which = sub.add_mutually_exclusive_group()
-    which.add_argument('--config', help='an experiment, whose T5 it must fit')
+    which.add_argument(
+      '--config', help='an experiment, whose network it must fit'
+    )
+    sizes = ('small', 'base', 'large', 'xl', 'xxl')
     which.add_argument(
       '--size',
-      choices=('small', 'base', 'large', 'xl', 'xxl'),
-      help='the T5 1.1 that it must fit',
+      # Which there are depends on the part.
+      choices=None if importing else sizes,
+      help='what it must fit: T5 1.1 small to xxl, SAM base to huge, EVA-02 '
+      'tiny to large'
+      if importing
+      else 'the T5 1.1 that it must fit',
     )
     sub.add_argument(
       '--dtype',

@@ -27,7 +27,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pixel_llm import config as config_lib
-from pixel_llm.checkpoints import mapping, t5_names
+from pixel_llm.checkpoints import eva_names, mapping, sam_names, t5_names
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import (
   detection,
@@ -36,15 +36,26 @@ from pixel_llm.checkpoints.formats import (
   t5x,
 )
 from pixel_llm.checkpoints.tensors import Tensor, Tensors
-from pixel_llm.model import t5
+from pixel_llm.model import eva, pixel_llm, prompt, sam, t5
 
 Progress = Callable[[int, int], None]
-Source = Literal['t5x', 'huggingface', 'pixel-llm']
+Part = Literal['t5', 'sam', 'eva']
+Source = Literal[
+  't5x', 'huggingface', 'segment-anything', 'timm', 'eva', 'pixel-llm'
+]
 Target = Literal['t5x', 'huggingface', 'safetensors']
 
 _TABLES: dict[str, mapping.Table] = {
   't5x': t5_names.T5X,
   'huggingface': t5_names.HUGGING_FACE,
+}
+# Which parts there are by whose names; the first is meant when none is said.
+PARTS: dict[Source, tuple[Part, ...]] = {
+  't5x': ('t5',),
+  'huggingface': ('t5', 'sam'),
+  'segment-anything': ('sam',),
+  'timm': ('eva',),
+  'eva': ('eva',),
 }
 _DTYPES = {
   'float32': np.dtype(np.float32),
@@ -62,8 +73,9 @@ def import_weights(
   source: str,
   out: str,
   names: Source,
-  config: t5.T5Config | None = None,
+  config: t5.T5Config | pixel_llm.ModelConfig | None = None,
   *,
+  part: Part | None = None,
   dtype: str = 'float32',
   allow_missing: Iterable[str] = (),
   force: bool = False,
@@ -77,8 +89,11 @@ def import_weights(
       parameters alone, at step 0, which `CheckpointManager.restore_params`
       reads.
     names: whose names and layout the source has; `pixel-llm` changes neither.
-    config: the T5 that it must fit; None takes the sizes off its shapes. Has
-      no say with `pixel-llm`.
+    config: the T5, or the network with the part, that it must fit. None takes
+      the sizes of a T5 off its shapes, and is an error for an encoder. Has no
+      say with `pixel-llm`.
+    part: what the source holds of the network, one of `PARTS` of these names,
+      None for the first. With SAM's encoder comes its prompt encoder.
     dtype: of the floating point numbers, float32 or bfloat16.
     allow_missing: regular expressions of our names that need not be there.
     force: replaces what is at `out`, if it was written by this module.
@@ -90,14 +105,30 @@ def import_weights(
   Raises:
     MappingError: names, shapes or the size of the vocabulary do not fit.
     TensorFileError: the source is damaged, or of no known format.
-    ValueError: NaN or infinite numbers.
+    ValueError: NaN or infinite numbers; a part that these names do not have,
+      or that the network has not.
     OSError: something can't be read or written, or `out` exists.
   """
+  part = _part(names, part)
   path = _free(out, source, force)
   _, tensors = detection.open_tensors(source)
   if names == 'pixel-llm':
     given = tensors_lib.part(tensors, 'params/') or dict(tensors)
+  elif part != 't5':
+    if not isinstance(config, pixel_llm.ModelConfig):
+      raise ValueError(
+        f'{names}: expected the sizes of {part}, from --size or --config.'
+      )
+    table, expected = _encoder(names, part, config)
+    if part == 'eva':
+      tensors = eva_names.contained(tensors)
+    given, report = mapping.apply(table, tensors)
+    report = mapping.compare(given, expected, allow_missing, report)
+    if report:
+      raise mapping.MappingError(f'{source}: {report}')
   else:
+    if isinstance(config, pixel_llm.ModelConfig):
+      config = config.t5
     if names == 't5x':
       tensors = tensors_lib.part(tensors, 'target/') or tensors
     else:
@@ -105,11 +136,11 @@ def import_weights(
     with _about(source):
       given = _fitted(_TABLES[names], tensors, config, allow_missing)
   given = _watched(mapping.cast(given, _DTYPES[dtype]), source, progress)
-  with _whole(path) as part:
+  with _whole(path) as unfinished:
     if path.suffix == _SAFETENSORS:
-      safetensors.write(part, given)
+      safetensors.write(unfinished, given)
     else:
-      orbax.write(part / '0', given, {'source': source, 'names': names})
+      orbax.write(unfinished / '0', given, {'source': source, 'names': names})
   return f'{out}: {_described(given)}'
 
 
@@ -181,12 +212,72 @@ def export_weights(
 def shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
   """Shape of every parameter of the T5, by its name in the whole network."""
   tokens = jnp.zeros((1, 2), jnp.int32)
+  return _shapes(t5.T5(config), t5_names.PREFIX, None, tokens, tokens)
+
+
+def encoder_shapes(
+  config: pixel_llm.ModelConfig, part: Part
+) -> dict[str, tuple[int, ...]]:
+  """Shapes of what is imported with an image encoder, by name.
+
+  Args:
+    config: of the whole network.
+    part: `sam`, with which comes the location prompt encoder, or `eva`.
+
+  Raises:
+    ValueError: the network has no such encoder.
+  """
+  if part == 'sam' and config.sam is not None:
+    pixels = jnp.zeros((1, config.sam.patch_size, config.sam.patch_size, 3))
+    encoder = prompt.LocationPromptEncoder(config.prompt)
+    boxes = jnp.zeros((1, 4)), (1, 1)
+    return _shapes(sam.Sam(config.sam), sam_names.PREFIX, pixels) | _shapes(
+      encoder, sam_names.PROMPT_PREFIX, *boxes, method='boxes'
+    )
+  if part == 'eva' and config.eva is not None:
+    pixels = jnp.zeros((1, config.eva.patch_size, config.eva.patch_size, 3))
+    return _shapes(eva.Eva(config.eva), eva_names.PREFIX, pixels)
+  raise ValueError(f'model.{part}: expected an encoder, got none.')
+
+
+def _shapes(module: nn.Module, prefix: str, *args: Any, **kwargs: Any):
   tree = jax.eval_shape(
-    lambda key: t5.T5(config).init(key, None, tokens, tokens)['params'],
-    jax.random.key(0),
+    lambda key: module.init(key, *args, **kwargs)['params'], jax.random.key(0)
   )
   flat: Any = traverse_util.flatten_dict(nn.unbox(tree), sep='/')
-  return {f'{t5_names.PREFIX}{name}': x.shape for name, x in flat.items()}
+  return {f'{prefix}{name}': x.shape for name, x in flat.items()}
+
+
+def _part(names: Source, part: Part | None) -> Part:
+  """The part that is meant, checked to be had by these names."""
+  parts = PARTS.get(names, ())
+  if part is None or names == 'pixel-llm':
+    return parts[0] if parts else 't5'
+  if part not in parts:
+    raise ValueError(
+      f'{names}: expected a part among {", ".join(parts)}, got {part}.'
+    )
+  return part
+
+
+def _encoder(
+  names: Source, part: Part, config: pixel_llm.ModelConfig
+) -> tuple[mapping.Table, dict[str, tuple[int, ...]]]:
+  """The table of an image encoder, and the shapes that it must give."""
+  expected = encoder_shapes(config, part)
+  if part == 'sam' and config.sam is not None:
+    tables = {
+      'segment-anything': sam_names.segment_anything,
+      'huggingface': sam_names.hugging_face,
+    }
+    c = config.sam
+    sizes = c.depth, c.blocks_per_group, c.patch_size, c.position_grid
+    return tables[names](*sizes), expected
+  assert config.eva is not None
+  tables = {'timm': eva_names.timm, 'eva': eva_names.eva}
+  c = config.eva
+  has_norm = c.mlp_norm_epsilon is not None
+  return tables[names](c.patch_size, has_norm, c.final_norm), expected
 
 
 def _fitted(

@@ -11,6 +11,7 @@ import tracemalloc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import pytest
 import tiny
 from flax import linen as nn
@@ -20,8 +21,8 @@ from model import t5_golden
 from pixel_llm import batch as batch_lib
 from pixel_llm import config as config_lib
 from pixel_llm import main, weights
+from pixel_llm.checkpoints import eva_names, mapping, sam_names, t5_names
 from pixel_llm.checkpoints import manager as manager_lib
-from pixel_llm.checkpoints import mapping, t5_names
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import (
   detection,
@@ -228,9 +229,10 @@ def test_safetensors_hold_everything_as_it_is(tmp_path):
   assert_same(opened(back, 'params/'), opened(out))
 
 
+@pytest.mark.parity
 def test_transformers_loads_the_export_with_the_same_logits(tmp_path):
-  torch = pytest.importorskip('torch')
-  transformers = pytest.importorskip('transformers')
+  transformers = peers.imported('transformers')
+  torch = peers.imported('torch')
   config, params = run_with_lora(tmp_path / 'run')
   out = str(tmp_path / 'hf')
   weights.export_weights(str(tmp_path / 'run'), out, 'huggingface')
@@ -250,9 +252,9 @@ def test_transformers_loads_the_export_with_the_same_logits(tmp_path):
   np.testing.assert_allclose(theirs, ours, 0, 1e-4)
 
 
+@pytest.mark.parity
 def test_a_shard_at_a_time_from_transformers(tmp_path):
-  pytest.importorskip('torch')
-  transformers = pytest.importorskip('transformers')
+  transformers = peers.imported('transformers')
   model = transformers.T5ForConditionalGeneration.from_pretrained(HUGGING_FACE)
   model.save_pretrained(tmp_path / 'hf', max_shard_size='20KB')
   assert (tmp_path / 'hf' / 'model.safetensors.index.json').is_file()
@@ -515,3 +517,135 @@ def test_the_verbs(t5x_tiny, tmp_path, capsys):
     assert 'Traceback' not in error
   assert orbax.newest(pathlib.Path(ours)) == pathlib.Path(ours) / '0'
   assert len(t5x.read(t5x_tiny / 'legacy' / 'checkpoint_600')) == 261
+
+
+def random_tensors(shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    name: of_array(rng.normal(size=shape).astype(np.float32))
+    for name, shape in shapes.items()
+  }
+
+
+def encoder_file(path, names, part, prefix=''):
+  """Writes an encoder of the tiny network by others' names; gives ours."""
+  config = tiny.model_config()
+  ours = random_tensors(weights.encoder_shapes(config, part))
+  c = config.sam
+  sam_sizes = c.depth, c.blocks_per_group, c.patch_size, c.position_grid
+  eva_sizes = config.eva.patch_size, True, True
+  table = {
+    'segment-anything': lambda: sam_names.segment_anything(*sam_sizes),
+    'huggingface': lambda: sam_names.hugging_face(*sam_sizes),
+    'timm': lambda: eva_names.timm(*eva_sizes),
+    'eva': lambda: eva_names.eva(*eva_sizes),
+  }[names]()
+  theirs, report = mapping.apply(mapping.inverse(table), ours)
+  assert not report
+  safetensors.write(path, {f'{prefix}{n}': t for n, t in theirs.items()})
+  return ours
+
+
+ENCODERS = [
+  ('segment-anything', 'sam', ''),
+  ('huggingface', 'sam', ''),
+  ('timm', 'eva', ''),
+  ('eva', 'eva', 'module/'),
+]
+
+
+@pytest.mark.parametrize(('names', 'part', 'prefix'), ENCODERS)
+def test_encoders_become_the_parts_of_the_network(
+  tmp_path, names, part, prefix
+):
+  source, out = tmp_path / 'x.safetensors', str(tmp_path / 'out')
+  ours = encoder_file(source, names, part, prefix)
+  config = tiny.model_config()
+  weights.import_weights(str(source), out, names, config, part=part)
+  got = opened(out, 'params/')
+  assert_same(got, ours)
+  # By the names and shapes that the whole network has.
+  example = batch_lib.Batch.zeros(dataclasses.replace(tiny.SIZES, batch=1))
+  network = jax.eval_shape(
+    lambda key: pixel_llm.PixelLLM(config).init(key, example)['params'],
+    jax.random.key(0),
+  )
+  flat = traverse_util.flatten_dict(nn.unbox(network), sep='/')
+  parts = {'sam': ('sam', 'prompt_encoder'), 'eva': ('eva',)}[part]
+  assert {n: t.shape for n, t in got.items()} == {
+    n: x.shape for n, x in flat.items() if n.split('/')[0] in parts
+  }
+
+
+def test_what_does_not_fit_an_encoder_is_listed(tmp_path):
+  source, out = tmp_path / 'x.safetensors', tmp_path / 'out'
+  ours = encoder_file(source, 'timm', 'eva')
+  theirs = dict(opened(source))
+  theirs['blocks.0.attn.rel_pos'] = theirs.pop('cls_token')
+  theirs['pos_embed'] = of_array(np.zeros((1, 10, 16), np.float32))
+  safetensors.write(tmp_path / 'bad.safetensors', theirs)
+  bad = str(tmp_path / 'bad.safetensors')
+  with pytest.raises(MappingError) as e:
+    weights.import_weights(bad, str(out), 'timm', tiny.model_config())
+  assert str(e.value).splitlines() == [
+    f'{bad}: 1 names of the source that no rule takes:',
+    '  blocks.0.attn.rel_pos',
+    '1 names of the target that nothing gives:',
+    '  eva/class_token [16]',
+    '1 shapes:',
+    '  eva/positions: expected [17, 16], got [10, 16]',
+  ]
+  assert not out.exists()
+  del theirs['blocks.0.attn.rel_pos']
+  theirs['pos_embed'] = opened(source)['pos_embed']
+  safetensors.write(tmp_path / 'less.safetensors', theirs)
+  weights.import_weights(
+    str(tmp_path / 'less.safetensors'),
+    str(out),
+    'timm',
+    tiny.model_config(),
+    allow_missing=['eva/class_token'],
+  )
+  assert len(opened(out, 'params/')) == len(ours) - 1
+
+
+def test_an_encoder_needs_a_network_that_has_it(tmp_path):
+  source, out = tmp_path / 'x.safetensors', str(tmp_path / 'out')
+  encoder_file(source, 'timm', 'eva')
+  without = dataclasses.replace(tiny.model_config(), eva=None)
+  for config, part, match in (
+    (None, None, 'expected the sizes of eva, from --size or --config'),
+    (without, None, 'model.eva: expected an encoder, got none'),
+    (without, 'sam', 'timm: expected a part among eva, got sam'),
+  ):
+    with pytest.raises(ValueError, match=match):
+      weights.import_weights(str(source), out, 'timm', config, part=part)
+
+
+def test_the_verb_of_encoders(tmp_path, capsys):
+  source, out = str(tmp_path / 'x.safetensors'), str(tmp_path / 'out')
+  encoder_file(source, 'huggingface', 'sam')
+  values = config_lib.to_dict(tiny.model_config().sam)
+  changes = '\n'.join(
+    f'    c.model.sam.{name} = {value!r}' for name, value in values.items()
+  )
+  experiment = tmp_path / 'experiment.py'
+  experiment.write_text(
+    'from configs import default\n\n'
+    'def get_config():\n  c = default.get_config()\n'
+    '  with c.unlocked():\n    c.model.prompt.embed_dim = 16\n'
+    f'{changes}\n  return c\n'
+  )
+  verb = ['import', source, '--format', 'huggingface', '--part', 'sam']
+  fits = ['--config', str(experiment), '--out', out]
+  assert main.main([*verb, *fits]) == 0, capsys.readouterr()
+  assert capsys.readouterr().out.startswith(f'{out}: 48 tensors')
+  for wrong, said in (
+    ([], 'huggingface: expected the sizes of sam, from --size or --config'),
+    (['--size', 'xl'], '--size xl: expected one of base, large, huge for sam'),
+    (['--size', 'base'], f'{source}: '),
+  ):
+    assert main.main([*verb, *wrong, '--out', f'{out}2']) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f'pixel-llm import: error: {said}')
+  assert 'expected layer 0, 1, 3, 4, 6, 7, 9, 10, got none of 3, 4, 6' in error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -147,9 +148,16 @@ class JoinAxes(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Stack(Transform):
-  """Pieces numbered by a field, from 0 without a gap, become one on axis 0."""
+  """Pieces numbered by a field become one, on a new axis 0.
+
+  Attributes:
+    field: of the names.
+    numbers: its values in the order of the result; None for 0, 1 and so on
+      without a gap.
+  """
 
   field: str
+  numbers: tuple[int, ...] | None = None
 
   @property
   def joins(self) -> str:
@@ -160,27 +168,29 @@ class Stack(Transform):
     """See base class."""
     result = {}
     for fields, by_value in _joined(pieces, self.field).items():
-      numbers = sorted(int(v) for v in by_value)
-      gaps = sorted(set(range(max(numbers) + 1)) - set(numbers))
-      if gaps:
-        raise ValueError(
-          f'expected {self.field} 0..{max(numbers)}, got none of '
-          f'{", ".join(map(str, gaps))}'
-        )
-      parts = [t for _, t in sorted(by_value.items(), key=lambda i: int(i[0]))]
-      result[fields] = _stacked(parts)
+      by_number = {int(v): tensor for v, tensor in by_value.items()}
+      wanted = self.numbers or tuple(range(max(by_number) + 1))
+      gaps = sorted(set(wanted) - set(by_number))
+      more = sorted(set(by_number) - set(wanted))
+      if gaps or more or len(by_number) != len(by_value):
+        span = f'0..{wanted[-1]}' if not self.numbers else _numbers(wanted)
+        found = f'none of {_numbers(gaps)}' if gaps else _numbers(more)
+        found = found or 'a number twice'
+        raise ValueError(f'expected {self.field} {span}, got {found}')
+      result[fields] = _stacked([by_number[n] for n in wanted])
     return result
 
   def inverse(self) -> Unstack:
     """See base class."""
-    return Unstack(self.field)
+    return Unstack(self.field, self.numbers)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unstack(Transform):
-  """Axis 0 becomes pieces numbered by a field."""
+  """Axis 0 becomes pieces numbered by a field; see `Stack`."""
 
   field: str
+  numbers: tuple[int, ...] | None = None
 
   @property
   def forks(self) -> str:
@@ -193,16 +203,21 @@ class Unstack(Transform):
     for fields, tensor in pieces.items():
       if not tensor.shape:
         raise ValueError('expected an axis to unstack, got a scalar')
-      whole = _Shared(tensor, tensor.shape[0])
-      for i in range(tensor.shape[0]):
-        result[_with(fields, self.field, str(i))] = whole.part(
+      numbers = self.numbers or tuple(range(tensor.shape[0]))
+      if len(numbers) != tensor.shape[0]:
+        raise ValueError(
+          f'expected {len(numbers)} to unstack, got {list(tensor.shape)}'
+        )
+      whole = _Shared(tensor, len(numbers))
+      for i, number in enumerate(numbers):
+        result[_with(fields, self.field, str(number))] = whole.part(
           i, tensor.shape[1:], (i,)
         )
     return result
 
   def inverse(self) -> Stack:
     """See base class."""
-    return Stack(self.field)
+    return Stack(self.field, self.numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,6 +378,10 @@ def _joined(pieces: Pieces, field: str) -> dict[Fields, dict[str, Tensor]]:
 
 def _with(fields: Fields, field: str, value: str) -> Fields:
   return tuple(sorted((*fields, (field, value))))
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+  return ', '.join(map(str, numbers))
 
 
 def _described(tensors: list[Tensor]) -> str:

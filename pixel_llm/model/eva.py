@@ -78,6 +78,7 @@ class EvaConfig:
       where EVA-02 is fine-tuned at a larger one; None goes one step a patch.
     drop_path_rate: stochastic depth of the last block; it grows linearly from
       0 at the first.
+    mlp_norm_epsilon: of the norm within the SwiGLU; None leaves the norm out.
     final_norm: normalizes the output.
     mean: of the pixels, in 0..255 (OpenAI CLIP's).
     std: of the pixels, in 0..255.
@@ -94,6 +95,8 @@ class EvaConfig:
   position_grid: int = 16
   rotary_grid: int | None = None
   drop_path_rate: float = 0.1
+  # As PixelLLM was trained; EVA-02 itself has 1e-6 here.
+  mlp_norm_epsilon: float | None = 1e-5
   final_norm: bool = True
   mean: tuple[float, float, float] = (122.7709383, 116.7460125, 104.09373615)
   std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)
@@ -130,14 +133,14 @@ def _size(
     mlp_dim=mlp_dim,
     position_grid=grid,
     rotary_grid=None if grid == 16 else 16,
+    mlp_norm_epsilon=1e-5 if width >= 768 else None,
   )
 
 
 # The released models: pre-trained at 224 px, and fine-tuned at the number of
-# pixels in the name, with rotations squeezed into pre-training's 16 steps. The
-# released tiny and small have no norm inside the SwiGLU: they cannot be loaded
-# here, only trained anew. EVA-02-CLIP's towers are not among them, for they
-# have another norm in the attention.
+# pixels in the name, with rotations squeezed into pre-training's 16 steps; tiny
+# and small have no norm inside the SwiGLU. EVA-02-CLIP's towers are not among
+# them, for they have another norm in the attention.
 SIZES: dict[str, EvaConfig] = {
   'tiny': _size(192, 12, 3, 512, 224),
   'tiny_336': _size(192, 12, 3, 512, 336),
@@ -281,7 +284,7 @@ class Attention(nn.Module):
 
 
 class SwiGlu(nn.Module):
-  """silu(x w1) * (x w2), normalized, times w3."""
+  """silu(x w1) * (x w2), normalized if so configured, times w3."""
 
   config: EvaConfig
 
@@ -297,7 +300,9 @@ class SwiGlu(nn.Module):
 
     gate = dense('w1', c.mlp_dim, ('embed', 'mlp'))(x)
     hidden = nn.silu(gate) * dense('w2', c.mlp_dim, ('embed', 'mlp'))(x)
-    hidden = layers.LayerNorm(1e-5, c.dtype, name='ffn_ln')(hidden)
+    if c.mlp_norm_epsilon is not None:
+      norm = layers.LayerNorm(c.mlp_norm_epsilon, c.dtype, name='ffn_ln')
+      hidden = norm(hidden)
     return dense('w3', c.width, ('mlp', 'embed'))(hidden)
 
 

@@ -66,6 +66,10 @@ def test_transpose_is_undone_exactly(shape, dtype, data):
     (transforms.Stack('layer'), layers(*[(2, 3)] * 12)),
     (transforms.Unstack('layer'), {ONE: of_array(array((12, 2, 3)))}),
     (
+      transforms.Stack('layer', (5, 2)),
+      layers((2, 3), (2, 3), names=['2', '5']),
+    ),
+    (
       transforms.Concat('p', ('q', 'k', 'v'), 1),
       layers(*[(2, 3)] * 3, field='p', names=('q', 'k', 'v')),
     ),
@@ -94,6 +98,12 @@ def test_stack_orders_layers_by_number():
   backwards = dict(reversed(pieces.items()))
   got = read(transforms.Stack('layer').apply(backwards))[ONE]
   np.testing.assert_array_equal(got[:, 0], 100.0 * np.arange(11))
+
+
+def test_stack_takes_the_numbers_it_is_given_in_their_order():
+  pieces = layers((2,), (2,), names=['2', '5'])
+  got = read(transforms.Stack('layer', (5, 2)).apply(pieces))[ONE]
+  np.testing.assert_array_equal(got[:, 0], [100, 0])
 
 
 def test_other_fields_are_kept():
@@ -133,7 +143,27 @@ def test_split_and_stack_of_fused_projections():
       layers((2,), (2,), names=['0', '3']),
       'layer 0..3, got none of 1, 2',
     ),
+    (
+      transforms.Stack('layer'),
+      layers((2,), (2,), names=['0', '00']),
+      'layer 0..0, got a number twice',
+    ),
+    (
+      transforms.Stack('layer', (2, 5)),
+      layers((2,), (2,), names=['2', '3']),
+      'layer 2, 5, got none of 5',
+    ),
+    (
+      transforms.Stack('layer', (2, 5)),
+      layers((2,), (2,), (2,), names=['2', '5', '3']),
+      'layer 2, 5, got 3',
+    ),
     (transforms.Unstack('layer'), {ONE: of_array(array(()))}, 'a scalar'),
+    (
+      transforms.Unstack('layer', (2, 5)),
+      {ONE: of_array(array((3, 2)))},
+      r'2 to unstack, got \[3, 2\]',
+    ),
     (
       transforms.Concat('p', ('q', 'k')),
       layers((2,), field='p', names=['q']),

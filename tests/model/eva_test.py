@@ -447,3 +447,25 @@ def test_pixel_statistics_are_clips():
   np.testing.assert_allclose(TINY.mean, clip, rtol=1e-6)
   clip = np.array([0.26862954, 0.26130258, 0.27577711]) * 255
   np.testing.assert_allclose(TINY.std, clip, rtol=1e-6)
+
+
+def test_the_norm_within_the_mlp_can_be_left_out():
+  image = images(1, 12, 12, 3)
+  params = init(TINY)
+  without = dataclasses.replace(TINY, mlp_norm_epsilon=None)
+  bare = init(without)
+  names = params['params']['blocks']['mlp'].keys()
+  assert names - bare['params']['blocks']['mlp'].keys() == {'ffn_ln'}
+  got = apply(without)(bare, image)
+  # By hand, of one block: its SwiGLU on the hidden layer as it is.
+  x = np.random.default_rng(1).normal(size=(1, 3, 16)).astype(np.float32)
+  mlp = jax.tree.map(lambda leaf: leaf[0], bare['params']['blocks']['mlp'])
+  gate, value = (x @ mlp[n]['kernel'] + mlp[n]['bias'] for n in ('w1', 'w2'))
+  expected = (gate / (1 + np.exp(-gate)) * value) @ mlp['w3']['kernel']
+  np.testing.assert_allclose(
+    eva.SwiGlu(without).apply({'params': mlp}, x),
+    expected + mlp['w3']['bias'],
+    1e-5,
+    1e-5,
+  )
+  assert np.abs(got - apply(TINY)(params, image)).max() > 1e-2

@@ -67,6 +67,7 @@ def test_reads_a_file_made_by_hand(tmp_path):
   np.testing.assert_array_equal(got['y'].read().astype(np.float32), [[1], [-2]])
 
 
+@pytest.mark.parity
 def test_is_the_format_of_the_safetensors_package(tmp_path):
   library = pytest.importorskip('safetensors.numpy')
   path = tmp_path / 'x.safetensors'

@@ -75,6 +75,7 @@ def test_reads_what_torch_saved():
       np.testing.assert_array_equal(array, expected[name], strict=True)
 
 
+@pytest.mark.parity
 def test_reads_what_torch_here_saves(tmp_path):
   torch = pytest.importorskip('torch')
   model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
