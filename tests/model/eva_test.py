@@ -412,9 +412,6 @@ def test_sizes(name, millions, head):
   config = eva.SIZES[name]
   assert config.mlp_dim == int(config.width * 4 * 2 / 3)
   total = count(config)
-  # The released tiny and small have no norm inside the SwiGLU.
-  if config.width < 768:
-    total -= config.depth * 2 * config.mlp_dim
   if head:
     total += 1000 * (config.width + 1)
   assert total == pytest.approx(millions * 1e6, abs=6e3)
@@ -425,7 +422,8 @@ def test_sizes_are_the_sum_of_their_parts(name):
   c = eva.SIZES[name]
   d, f = c.width, c.mlp_dim
   attention = 4 * d * d + 3 * d  # the keys have no bias
-  mlp = 2 * (d * f + f) + f * d + d + 2 * f
+  mlp = 2 * (d * f + f) + f * d + d
+  mlp += 2 * f * (c.mlp_norm_epsilon is not None)
   norms = 2 * 2 * d
   ends = 14 * 14 * 3 * d + d + d + (1 + c.position_grid**2) * d + 2 * d
   assert count(c) == c.depth * (attention + mlp + norms) + ends
