@@ -61,6 +61,7 @@ class DecodingConfig:
     min_length: tokens before the end token, at least; `length` of them leave
       no place for it.
     no_repeat_ngram: no sequence of so many tokens comes twice; 0 is no limit.
+      Like the penalty it looks at what was written, without the begin token.
     repetition_penalty: logits of tokens that came before are divided by it
       where positive, multiplied where negative; 1 turns it off.
 
