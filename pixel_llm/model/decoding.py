@@ -9,8 +9,9 @@ All drive a pure function of one position,
 with tokens [N] int32 (0, the begin token, at index 0), index a scalar int,
 logits [N, vocab] and aux any tree of [N, ...]: what the decoder knows of the
 token it is about to choose, such as its hidden state or its points. Leaves of
-the cache are [layers, N, ...]. What does not change with the hypotheses, such
-as the encoder's keys and values, is the closure's.
+the cache are [layers, N, ...], or [N, ...] where `cache_axis` is 0. What does
+not change with the hypotheses, such as the encoder's keys and values, is the
+closure's.
 
 What is forbidden (a repeated n-gram, an end too early) is so to the search
 alone: log probabilities are the decoder's, changed by nothing but the
@@ -60,6 +61,7 @@ class DecodingConfig:
     min_length: tokens before the end token, at least; `length` of them leave
       no place for it.
     no_repeat_ngram: no sequence of so many tokens comes twice; 0 is no limit.
+      Like the penalty it looks at what was written, without the begin token.
     repetition_penalty: logits of tokens that came before are divided by it
       where positive, multiplied where negative; 1 turns it off.
 
@@ -196,6 +198,7 @@ def decode(
   batch: int,
   config: DecodingConfig,
   rows: Array | None = None,
+  cache_axis: int = 1,
 ) -> Decoded:
   """Beam search, or with one beam `greedy` unless by T5X's rule.
 
@@ -205,10 +208,11 @@ def decode(
     batch: rows, B.
     config: how to search.
     rows: [B] int, see `greedy`.
+    cache_axis: of rows in the leaves of the cache.
   """
   if config.beams == 1 and not config.finish_outside_beam:
     return greedy(step_fn, cache, batch, config, rows)
-  return beam(step_fn, cache, batch, config)
+  return beam(step_fn, cache, batch, config, cache_axis)
 
 
 def greedy(
@@ -293,7 +297,11 @@ def greedy(
 
 
 def beam(
-  step_fn: StepFn, cache: Any, batch: int, config: DecodingConfig
+  step_fn: StepFn,
+  cache: Any,
+  batch: int,
+  config: DecodingConfig,
+  cache_axis: int = 1,
 ) -> Decoded:
   """Beam search.
 
@@ -312,6 +320,7 @@ def beam(
     cache: the first cache, [layers, batch, ...]; expanded here.
     batch: rows, B.
     config: how to search.
+    cache_axis: of rows in the leaves of the cache.
 
   Returns:
     The K best hypotheses of each row, best first.
@@ -373,14 +382,16 @@ def beam(
       'ended': _pick(both, best),
       'history': _record(state['history'], live, index),
       'aux': _record(state['aux'], aux, index),
-      'cache': jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache),
+      'cache': jax.tree.map(
+        lambda x: jnp.take(x, rows, axis=cache_axis), cache
+      ),
       'past': past,
     }
 
   # At first the beams are one and the same: only one of them counts.
   only_first = jnp.where(jnp.arange(beams) == 0, 0.0, _NONE)
   tokens = jnp.zeros((batch, beams), jnp.int32)
-  cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), cache)
+  cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=cache_axis), cache)
   steps = jnp.zeros((length, batch, beams), jnp.int32)
   end = jax.lax.while_loop(
     keep_going,

@@ -49,7 +49,9 @@ class T5Config:
     dtype: of the activations; logits and parameters are float32.
     lora: low-rank updates of every attention's projections, or None.
     scan_unroll: layers a scan step holds; at least the number of layers gives
-      straight-line code, which a CPU prefers and a TPU compiler does not.
+      straight-line code, which a CPU prefers and a TPU compiler does not. In
+      decoding a loop over layers copies every kernel at every step, where
+      straight-line code copies them once, before the first.
     remat: what a layer keeps for the backward pass.
   """
 
@@ -65,6 +67,11 @@ class T5Config:
   lora: LoraConfig | None = None
   scan_unroll: int = 1
   remat: layers.Remat = 'none'
+
+  @property
+  def cache_axis(self) -> int:
+    """Of rows in the leaves of the cache: 0 without an axis of layers."""
+    return int(self.scan_unroll < self.num_decoder_layers)
 
 
 def _size(emb_dim: int, num_heads: int, mlp_dim: int, depth: int) -> T5Config:
@@ -275,7 +282,8 @@ class Attention(nn.Module):
 
     Args:
       x: [N, emb], N = M * beams.
-      key: [M, heads, k, kv]; heads lead, so that nothing is transposed.
+      key: [M, heads, kv, k]; as the product wants it, so that nothing is
+        transposed.
       value: [M, heads, k, kv].
       bias: broadcastable to [M, heads, beams, k].
       own: key and value [N, heads, kv] of the position itself and its bias
@@ -287,7 +295,7 @@ class Attention(nn.Module):
     query = self._split(self.query(x))
     query = jnp.reshape(query, (key.shape[0], -1, *query.shape[1:]))
     query = jnp.swapaxes(query, 1, 2)
-    logits = jnp.asarray(query @ key.mT, jnp.float32) + bias
+    logits = jnp.asarray(query @ key, jnp.float32) + bias
     if own is None:
       weights = jnp.asarray(jax.nn.softmax(logits), value.dtype)
       y = weights @ value
@@ -390,7 +398,7 @@ class DecoderLayer(nn.Module):
     """What `step` reads of `encoded`."""
     key, value = self.encoder_decoder_attention.keys_values(encoded)
     return carry, {
-      'key': jnp.swapaxes(key, 1, 2),
+      'key': jnp.moveaxis(key, 1, 3),
       'value': jnp.swapaxes(value, 1, 2),
     }
 
@@ -409,12 +417,40 @@ class DecoderLayer(nn.Module):
     x = x + self.self_attention.step(
       y, cache['key'], cache['value'], bias, (key, value, own_bias)
     )
+    return self._step_across(x, cross, cross_bias), {'key': key, 'value': value}
+
+  def step_in_place(
+    self,
+    x: Array,
+    index: Array,
+    cache: Any,
+    cross: Any,
+    bias: Array,
+    cross_bias: Array,
+  ) -> tuple[Array, Any]:
+    """One position: [N, emb] -> [N, emb] and the layer's cache with it."""
+    y = self.pre_self_attention_layer_norm(x)
+    key, value = self.self_attention.keys_values(y)
+    cache = _write(cache, key, value, index)
+    x = x + self.self_attention.step(y, cache['key'], cache['value'], bias)
+    return self._step_across(x, cross, cross_bias), cache
+
+  def _step_across(self, x: Array, cross: Any, bias: Array) -> Array:
+    """What follows self-attention at one position."""
     y = self.pre_cross_attention_layer_norm(x)
     x = x + self.encoder_decoder_attention.step(
-      y, cross['key'], cross['value'], cross_bias
+      y, cross['key'], cross['value'], bias
     )
-    x = x + self.mlp(self.pre_mlp_layer_norm(x), True)
-    return x, {'key': key, 'value': value}
+    return x + self.mlp(self.pre_mlp_layer_norm(x), True)
+
+
+def _write(cache: Any, key: Array, value: Array, index: Array) -> Any:
+  """The cache with keys and values [..., heads, kv] of position `index`."""
+  put = jax.lax.dynamic_update_slice_in_dim
+  return {
+    'key': put(cache['key'], key[..., None], index, axis=-1),
+    'value': put(cache['value'], value[..., None, :], index, axis=-2),
+  }
 
 
 def _scan(
@@ -478,8 +514,6 @@ class Decoder(nn.Module):
     c = self.config
     self.relpos_bias = RelativeBias(c.num_heads, bidirectional=False)
     depth = c.num_decoder_layers
-    # A step stays rolled: only the end of a loop tells the compiler that all
-    # have read the cache, which else is copied whole at every step.
     self.layers = _scan(
       layers.remat(DecoderLayer, c.remat, c.scan_unroll, (5,)),
       c,
@@ -522,29 +556,57 @@ class Decoder(nn.Module):
     return self.logits_dense(self.dropout(hidden, deterministic)), hidden
 
   def cross_keys_values(self, encoded: Array) -> Any:
-    """Keys and values of `encoded`, stacked over layers."""
-    return self.layers.cross_keys_values(None, encoded)[1]
+    """Keys and values of `encoded`, stacked over layers or in a tuple."""
+    stacked = self.layers.cross_keys_values(None, encoded)[1]
+    depth = self.config.num_decoder_layers
+    if self.config.cache_axis:
+      return stacked
+    # Out here, since the compiler does not move slices out of a loop.
+    stacked['params'] = nn.unbox(self.layers.variables['params'])
+    return tuple(
+      jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(depth)
+    )
 
   def step(
     self, x: Array, index: Array, cache: Any, cross: Any, encoder_valid: Array
   ) -> tuple[Array, Array, Any]:
     """One position: [N, emb] -> logits, hidden state and the new cache."""
-    length = cache['key'].shape[-2]
+    in_place = isinstance(cache, tuple)
+    length = jax.tree.leaves(cache)[0].shape[-1]
     bias, own_bias = self.relpos_bias.row(index, length)
-    past = jnp.where(jnp.arange(length) < index, 0.0, MASKED)
-    bias = bias[None, :, None] + past[None, None, None]
+    positions = jnp.arange(length)
+    seen = positions <= index if in_place else positions < index
+    seen = jnp.where(seen, 0.0, MASKED)
+    bias = bias[None, :, None] + seen[None, None, None]
     cross_bias = jnp.where(encoder_valid, 0.0, MASKED)[:, None, None]
-    x, entry = self.layers.step(x, cache, cross, bias, own_bias, cross_bias)
-    # Every layer has read the cache before it changes, once and in place.
-    cache = jax.tree.map(
-      lambda c, e: jax.lax.dynamic_update_slice_in_dim(
-        c, e[..., None, :], index, axis=3
-      ),
-      cache,
-      entry,
-    )
+    if in_place:
+      x, cache = self._step_in_place(x, index, cache, cross, bias, cross_bias)
+    else:
+      x, entry = self.layers.step(x, cache, cross, bias, own_bias, cross_bias)
+      # Every layer has read the cache before it changes, once and in place:
+      # only the end of the loop tells the compiler so.
+      cache = _write(cache, entry['key'], entry['value'], index)
     hidden = self.decoder_norm(x)
     return self.logits_dense(hidden), hidden, cache
+
+  def _step_in_place(
+    self, x: Array, index: Array, cache: Any, cross: Any, *biases: Array
+  ) -> tuple[Array, Any]:
+    """The layers one after another, each with a cache of its own."""
+    layer = DecoderLayer(self.config, parent=None)
+    written = []
+    for own, memory in zip(cache, cross, strict=True):
+      x, own = layer.apply(
+        {'params': memory['params']},
+        x,
+        index,
+        own,
+        memory,
+        *biases,
+        method='step_in_place',
+      )
+      written.append(own)
+    return x, tuple(written)
 
 
 class T5(nn.Module):
@@ -645,7 +707,9 @@ class T5(nn.Module):
       encoded: [N, S, emb].
 
     Returns:
-      {'key', 'value'}: [layers, N, heads, S, kv].
+      {'key': [layers, N, heads, kv, S], 'value': [layers, N, heads, S, kv]};
+      with a `scan_unroll` of all layers a tuple with one of these a layer,
+      without the axis of layers, and the layer's 'params' beside them.
     """
     return self.decoder.cross_keys_values(encoded)
 
@@ -658,13 +722,20 @@ class T5(nn.Module):
       length: positions to decode.
 
     Returns:
-      {'key', 'value'}: zeros [layers, N, heads, length, kv].
+      {'key': zeros [layers, N, heads, kv, length], 'value': zeros [layers, N,
+      heads, length, kv]}; with a `scan_unroll` of all layers a tuple with one
+      of these a layer, without the axis of layers: read behind a reshape, the
+      compiler would keep a second copy of each.
     """
     c = self.config
-    zeros = jnp.zeros(
-      (c.num_decoder_layers, batch, c.num_heads, length, c.head_dim), c.dtype
-    )
-    return {'key': zeros, 'value': zeros}
+    lead = (batch, c.num_heads)
+    if c.cache_axis:
+      lead = (c.num_decoder_layers, *lead)
+    cache = {
+      'key': jnp.zeros((*lead, c.head_dim, length), c.dtype),
+      'value': jnp.zeros((*lead, length, c.head_dim), c.dtype),
+    }
+    return cache if c.cache_axis else (cache,) * c.num_decoder_layers
 
   def decode_step(
     self,

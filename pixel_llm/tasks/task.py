@@ -218,7 +218,9 @@ def generate(
     )
 
   rows = rows if rows is None else rows.reshape(b * r)
-  result = decoding_lib.decode(step, cache, b * r, decoding, rows)
+  result = decoding_lib.decode(
+    step, cache, b * r, decoding, rows, model.config.t5.cache_axis
+  )
   shape = lambda x: x.reshape(b, r, *x.shape[1:])
   return batch_lib.Output(
     tokens=shape(result.tokens),

@@ -1,5 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import itertools
 
 import jax
@@ -20,10 +21,12 @@ def golden():
   return t5_golden.load('t5x_tiny_golden')
 
 
-@pytest.fixture(scope='module')
-def search(golden):
+@pytest.fixture(scope='module', params=['loop', 'straight'])
+def search(golden, request):
   """Decodes the golden batch with T5X's parameters."""
-  model = t5.T5(t5_golden.TINY)
+  unroll = {'loop': 1, 'straight': t5_golden.TINY.num_decoder_layers}
+  tiny = dataclasses.replace(t5_golden.TINY, scan_unroll=unroll[request.param])
+  model = t5.T5(tiny)
   params = t5_golden.variables(t5_golden.load('t5x_tiny_params'))
   tokens = golden['inputs/encoder_input_tokens']
 
@@ -42,7 +45,10 @@ def search(golden):
 
     cache = model.init_cache(5, 20)
     config = DecodingConfig(length=20, **config)
-    return jax.jit(lambda: function(step, cache, 5, config))()
+    axis = (
+      {} if function is decoding.greedy else {'cache_axis': tiny.cache_axis}
+    )
+    return jax.jit(lambda: function(step, cache, 5, config, **axis))()
 
   return run
 

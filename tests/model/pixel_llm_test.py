@@ -118,7 +118,9 @@ def test_generated_words_and_points_equal_those_of_a_full_pass(
   full = forward(batch.replace(decoder_target_tokens=output.tokens))
   # A network that knows nothing may write padding, which a full pass masks.
   valid = np.cumprod(np.asarray(output.tokens) > 0, axis=-1) > 0
-  assert valid[..., 0].all()
+  # Only a draw begins with it.
+  assert valid[..., 0].all() or 'temperature' in how
+  assert valid[..., 0].mean() > 0.5
   np.testing.assert_allclose(
     np.asarray(output.points)[valid], np.asarray(full.points)[valid], atol=2e-5
   )
