@@ -352,17 +352,10 @@ def _watched(
   """The tensors, each checked to be finite and counted when it is read."""
   done = 0
 
-  def watched(name: str, tensor: Tensor) -> Tensor:
+  def watched(tensor: Tensor) -> Tensor:
     def load():
       nonlocal done
       array = tensor.read()
-      floating = tensors_lib.is_floating(tensor.dtype)
-      if floating and not (finite := np.isfinite(array)).all():
-        count = array.size - np.count_nonzero(finite)
-        raise ValueError(
-          f'{source}: {name}: expected finite numbers, got {count} NaN or '
-          f'infinite ones among {array.size}.'
-        )
       done += 1
       if progress is not None:
         progress(done, len(tensors))
@@ -370,7 +363,8 @@ def _watched(
 
     return Tensor(tensor.shape, tensor.dtype, load)
 
-  return {name: watched(name, tensor) for name, tensor in tensors.items()}
+  checked = mapping.finite(tensors, source)
+  return {name: watched(tensor) for name, tensor in checked.items()}
 
 
 def _free(out: str, source: str, force: bool) -> pathlib.Path:

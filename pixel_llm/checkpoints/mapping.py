@@ -122,12 +122,18 @@ class Report:
     unknown: names that rules give and that the target does not have.
     missing: names of the target that nothing gives.
     misshapen: names of the target, with both shapes or why there is none.
+    mistyped: names of the target, with both dtypes.
+    repeated: names of the target that several sources give, with these.
+    unfound: regular expressions that are found in no name.
   """
 
   unmatched: tuple[str, ...] = ()
   unknown: tuple[str, ...] = ()
   missing: tuple[str, ...] = ()
   misshapen: tuple[str, ...] = ()
+  mistyped: tuple[str, ...] = ()
+  repeated: tuple[str, ...] = ()
+  unfound: tuple[str, ...] = ()
 
   def __bool__(self) -> bool:
     """Whether anything does not fit."""
@@ -139,6 +145,9 @@ class Report:
       'unknown': 'names that the target does not have',
       'missing': 'names of the target that nothing gives',
       'misshapen': 'shapes',
+      'mistyped': 'dtypes',
+      'repeated': 'names of the target that several sources give',
+      'unfound': 'regular expressions that are found in no name',
     }
     return '\n'.join(
       line
@@ -274,6 +283,34 @@ def cast(tensors: Tensors, dtype: np.dtype) -> dict[str, Tensor]:
     return Tensor(tensor.shape, dtype, lambda: tensor.read().astype(dtype))
 
   return {name: one(tensor) for name, tensor in tensors.items()}
+
+
+def finite(tensors: Tensors, source: str) -> dict[str, Tensor]:
+  """The tensors, each checked to be finite when it is read.
+
+  Args:
+    tensors: by name.
+    source: where they are from, for the ValueError that names the tensor with
+      NaN or infinite numbers.
+  """
+
+  def one(name: str, tensor: Tensor) -> Tensor:
+    if not tensors_lib.is_floating(tensor.dtype):
+      return tensor
+
+    def load():
+      array = tensor.read()
+      if not (good := np.isfinite(array)).all():
+        count = array.size - np.count_nonzero(good)
+        raise ValueError(
+          f'{source}: {name}: expected finite numbers, got {count} NaN or '
+          f'infinite ones among {array.size}.'
+        )
+      return array
+
+    return Tensor(tensor.shape, tensor.dtype, load)
+
+  return {name: one(name, tensor) for name, tensor in tensors.items()}
 
 
 def merge_lora(tensors: Tensors, scale: float) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from etils import epath
 from pixel_llm import batch as batch_lib
 from pixel_llm import config as config_lib
 from pixel_llm import files, sharding
-from pixel_llm.checkpoints import manager
+from pixel_llm.checkpoints import initialization, manager
 from pixel_llm.model import decoding, pixel_llm
 from pixel_llm.train import optimizer
 
@@ -147,7 +147,13 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-  """Everything that a run depends on."""
+  """Everything that a run depends on.
+
+  Attributes:
+    init: checkpoints that a new run's parameters start from; None draws all
+      of them. A run that goes on does not look at it.
+    seed: of what is drawn, and of the order of examples.
+  """
 
   model: pixel_llm.ModelConfig = dataclasses.field(
     default_factory=pixel_llm.ModelConfig
@@ -160,6 +166,7 @@ class ExperimentConfig:
   mesh: sharding.MeshConfig = dataclasses.field(
     default_factory=sharding.MeshConfig
   )
+  init: initialization.InitConfig | None = None
   checkpoint: manager.CheckpointConfig = dataclasses.field(
     default_factory=manager.CheckpointConfig
   )
@@ -180,7 +187,18 @@ _MAY_CHANGE = ('loop', 'eval', 'mesh', 'checkpoint')
 
 
 def save(config: ExperimentConfig, workdir: str) -> None:
-  """Writes `workdir/config.json`, or checks that it says the same.
+  """Writes `workdir/config.json`.
+
+  Raises:
+    ConfigError: see `check`.
+  """
+  check(config, workdir)
+  path = epath.Path(workdir) / 'config.json'
+  files.write(path, json.dumps(config_lib.to_dict(config), indent=2) + '\n')
+
+
+def check(config: ExperimentConfig, workdir: str) -> None:
+  """Checks that the workdir's config, if it has one, says the same.
 
   Raises:
     ConfigError: the workdir belongs to another config; lists what differs.
@@ -198,7 +216,6 @@ def save(config: ExperimentConfig, workdir: str) -> None:
         f'{workdir} belongs to another config; choose another --workdir, or '
         'undo these differences (there -> here):\n  ' + '\n  '.join(lines)
       )
-  files.write(path, json.dumps(new, indent=2) + '\n')
 
 
 def load(workdir: str) -> ExperimentConfig:

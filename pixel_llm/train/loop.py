@@ -10,7 +10,7 @@ import importlib
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -22,7 +22,9 @@ from flax import linen as nn
 from pixel_llm import config as config_lib
 from pixel_llm import files, pictures, sharding
 from pixel_llm import vocabulary as vocabulary_lib
+from pixel_llm.checkpoints import initialization
 from pixel_llm.checkpoints import manager as manager_lib
+from pixel_llm.checkpoints.tensors import Tensors
 from pixel_llm.data import datasets, registry
 from pixel_llm.data import loader as loader_lib
 from pixel_llm.model import pixel_llm
@@ -53,6 +55,8 @@ class Trainer:
 
   Raises:
     ConfigError: the config contradicts itself, its data or the workdir.
+    MappingError: sources of `init` do not fit the model.
+    TensorFileError: one is damaged, or of no known format.
   """
 
   def __init__(
@@ -65,9 +69,8 @@ class Trainer:
     self.config, self.workdir, self._log = config, workdir, log
     self.mesh = sharding.make_mesh(config.mesh, devices)
     self._rules = config.mesh.rules()
-    experiment.save(config, workdir)
+    experiment.check(config, workdir)
     self.vocabulary = prepare_data(config)
-    keep_vocabulary(self.vocabulary, workdir)
     self.model = pixel_llm.PixelLLM(config.model)
     self._init = parameters.init_fn(config)
     abstract = nn.unbox(jax.eval_shape(self._init, jax.random.key(0)))
@@ -76,6 +79,10 @@ class Trainer:
       config.optimizer, config.loop.steps, abstract
     )
     self._schedule = optimizer_lib.schedule(config.optimizer, config.loop.steps)
+    # Before anything is written, so that the workdir may have another config.
+    self._sources = self._open_sources()
+    experiment.save(config, workdir)
+    keep_vocabulary(self.vocabulary, workdir)
     self.checkpoints = manager_lib.CheckpointManager(
       epath.Path(workdir) / 'checkpoints', config.checkpoint
     )
@@ -89,18 +96,65 @@ class Trainer:
       f'{dict(self.mesh.shape)}'
     )
 
+  def _abstract(self) -> state_lib.TrainState:
+    return state_lib.abstract(
+      self._init, self._optimizer, self._mask, self.mesh, self._rules
+    )
+
+  def _open_sources(self) -> dict[str, Tensors]:
+    """What a new run starts from; nothing for one that goes on."""
+    folder = epath.Path(self.workdir) / 'checkpoints'
+    if self.config.init is None:
+      return {}
+    if folder.exists():
+      with manager_lib.CheckpointManager(folder, read_only=True) as reader:
+        if reader.latest_step() is not None:
+          return {}
+    return initialization.open_sources(
+      self.config.init, self._abstract().params
+    )
+
+  def _create(self) -> state_lib.TrainState:
+    """A fresh state, of parameters from the sources as far as they go."""
+    given = None
+    if self._sources:
+      assert self.config.init is not None
+      abstract = self._abstract().params
+      tensors = {n: t for s in self._sources.values() for n, t in s.items()}
+      given = initialization.place(tensors, abstract)
+      for key, source in self._sources.items():
+        path = self.config.init.sources[key].path
+        self._log(f'init: {_counted(source.values())} from {key} ({path})')
+      drawn, _ = state_lib.split(
+        abstract,
+        jax.tree.map(lambda x: x is None, given, is_leaf=lambda x: x is None),
+      )
+      self._log(
+        f'init: {_counted(jax.tree.leaves(drawn))} drawn from seed '
+        f'{self.config.seed}'
+      )
+    return state_lib.create(
+      self._init,
+      self._optimizer,
+      self._mask,
+      self.mesh,
+      self._rules,
+      jax.random.key(self.config.seed),
+      given,
+    )
+
   def restore_or_create(self) -> state_lib.TrainState:
-    """The newest checkpoint of the workdir, or a fresh state."""
+    """The newest checkpoint of the workdir, or a fresh state.
+
+    Raises:
+      CheckpointError: the checkpoint can't be read, or does not fit.
+      ConfigError: it was trained with another vocabulary.
+      TensorFileError: a source of `init` is damaged.
+      ValueError: it has NaN or infinite numbers.
+    """
     latest = self.checkpoints.latest_step()
     if latest is None:
-      return state_lib.create(
-        self._init,
-        self._optimizer,
-        self._mask,
-        self.mesh,
-        self._rules,
-        jax.random.key(self.config.seed),
-      )
+      return self._create()
     metadata = self.checkpoints.metadata(latest)
     if metadata.get('vocabulary') != self.vocabulary.digest:
       raise config_lib.ConfigError(
@@ -108,19 +162,14 @@ class Trainer:
         f'SHA-256 {metadata.get("vocabulary")}, but {self.vocabulary.path} '
         f'has {self.vocabulary.digest}.'
       )
-    abstract = state_lib.abstract(
-      self._init, self._optimizer, self._mask, self.mesh, self._rules
-    )
     self._log(f'resuming at step {latest}')
-    return self.checkpoints.restore(abstract, latest)
+    return self.checkpoints.restore(self._abstract(), latest)
 
   def restore_params(self) -> tuple[int, Any]:
     """(step, parameters on the mesh) of the newest checkpoint."""
-    abstract = state_lib.abstract(
-      self._init, self._optimizer, self._mask, self.mesh, self._rules
-    )
+    abstract = self._abstract().params
     step = self.checkpoints.latest_step()
-    return step or 0, self.checkpoints.restore_params(abstract.params, step)
+    return step or 0, self.checkpoints.restore_params(abstract, step)
 
   def save(self, step: int, state: state_lib.TrainState) -> None:
     """A checkpoint of `state`; the data position is the step itself."""
@@ -346,6 +395,11 @@ def keep_vocabulary(
       )
     return
   files.write(kept, epath.Path(vocabulary.path).read_bytes())
+
+
+def _counted(leaves: Iterable[Any]) -> str:
+  sizes = [leaf.size for leaf in leaves]
+  return f'{len(sizes)} parameters, {sum(sizes):,} numbers'
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:

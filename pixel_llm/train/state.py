@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,7 @@ def create(
   mesh: Mesh,
   rules: Any,
   key: jax.Array,
+  given: Any = None,
 ) -> TrainState:
   """A fresh state at step 0, sharded from its first moment.
 
@@ -120,21 +122,40 @@ def create(
     mesh: where the state lives.
     rules: logical axis names -> mesh axes.
     key: of the random initialization.
+    given: parameters that are not drawn, on the mesh as `abstract` says; the
+      tree of all of them with None for the others. They are not copied.
+      Default none. What is drawn does not depend on what is given.
   """
+  leaves = abstract(init_fn, optimizer, mask, mesh, rules)
+  if given is None:
+    given = jax.tree.map(lambda _: None, leaves.params)
 
-  def init(key):
-    params = nn.unbox(init_fn(key))
-    trainable, _ = split(params, mask)
+  def init(key, given):
+    drawn = nn.unbox(init_fn(key))
+    trainable, _ = split(merge(given, drawn), mask)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
-      params=params,
+      params=_others(given, drawn),
       opt_state=optimizer.init(trainable),
     )
 
-  leaves = abstract(init_fn, optimizer, mask, mesh, rules)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, leaves)
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding,
+    dataclasses.replace(leaves, params=_others(given, leaves.params)),
+  )
   with _unconstrained():
-    return jax.jit(init, out_shardings=shardings)(key)
+    state = jax.jit(init, out_shardings=shardings)(key, given)
+  return dataclasses.replace(state, params=merge(given, state.params))
+
+
+def _others(given: Any, params: Any) -> Any:
+  """`params` with None for the leaves that are given."""
+  return jax.tree.map(
+    lambda g, p: p if g is None else None,
+    given,
+    params,
+    is_leaf=lambda x: x is None,
+  )
 
 
 def _unconstrained():

@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,10 +13,12 @@ import tiny
 
 from pixel_llm import config as config_lib
 from pixel_llm import image as image_lib
-from pixel_llm import pictures
+from pixel_llm import main, pictures, sharding, weights
 from pixel_llm import predictor as predictor_lib
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.checkpoints import manager
+from pixel_llm.checkpoints import initialization, manager
+from pixel_llm.checkpoints.formats import safetensors
+from pixel_llm.checkpoints.tensors import of_array
 from pixel_llm.data import build, scenes
 from pixel_llm.train import experiment, loop, optimizer, results
 
@@ -304,3 +307,162 @@ def test_inference_sees_the_pixels_of_training(config, evaluated):
   predictor.set_image(image_lib.decode(record.image, 'x'))
   difference = predictor.pixels.astype(int) - trained
   assert np.abs(difference).max() <= 1
+
+
+@pytest.fixture(scope='module')
+def exported(finished, tmp_path_factory):
+  path = tmp_path_factory.mktemp('exported') / 'x.safetensors'
+  weights.export_weights(str(finished[0]), str(path), 'safetensors')
+  return path
+
+
+def starting(config, allow_missing=(), **source):
+  init = initialization.InitConfig(
+    {'start': initialization.SourceConfig(**source)}, allow_missing
+  )
+  return dataclasses.replace(config, init=init)
+
+
+def write_config(path, config):
+  """The config as a file for `--config`."""
+  values = json.dumps(json.dumps(config_lib.to_dict(config)))
+  path.write_text(
+    'import json\n\nimport ml_collections\n\n\ndef get_config():\n'
+    f'  return ml_collections.ConfigDict(json.loads({values}))\n'
+  )
+  return str(path)
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_a_run_starts_from_an_export_bit_for_bit(
+  config, finished, exported, tmp_path, devices
+):
+  config = starting(config, path=str(exported))
+  model = 2 if devices == 8 else 1
+  config = dataclasses.replace(config, mesh=sharding.MeshConfig(model=model))
+  lines = []
+  trainer = loop.Trainer(
+    config, str(tmp_path), lines.append, jax.devices()[:devices]
+  )
+  with trainer.checkpoints:
+    state = trainer.restore_or_create()
+  end = finished[1].params
+  assert_equal(state.params, end)
+  abstract = trainer._abstract()
+  assert jax.tree.structure(state) == jax.tree.structure(abstract)
+  for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract)):
+    assert (got.dtype, got.sharding) == (wanted.dtype, wanted.sharding)
+  kernel = state.params['t5']['decoder']['layers']['mlp']['wi_0']['kernel']
+  assert kernel.addressable_shards[0].data.size * model == kernel.size
+  assert int(state.step) == 0
+  assert not any(
+    np.any(np.asarray(x)) for x in jax.tree.leaves(state.opt_state)
+  )
+  leaves = jax.tree.leaves(end)
+  assert lines[-2:] == [
+    f'init: {len(leaves)} parameters, {sum(x.size for x in leaves):,} numbers '
+    f'from start ({exported})',
+    'init: 0 parameters, 0 numbers drawn from seed 0',
+  ]
+
+
+def test_what_no_source_gives_is_drawn_as_ever(config, exported, tmp_path):
+  partial = starting(
+    config,
+    allow_missing=('^(?!t5/)', '/layers/mlp/'),
+    path=str(exported),
+    take=('^t5/',),
+    leave_out=('/layers/mlp/',),
+  )
+  trainer = make(partial, tmp_path / 'partial')
+  with trainer.checkpoints:
+    got = manager._flat(trainer.restore_or_create().params)
+  trainer = make(config, tmp_path / 'fresh')
+  with trainer.checkpoints:
+    fresh = manager._flat(trainer.restore_or_create().params)
+  source = safetensors.read(exported)
+  taken = {n for n in got if n.startswith('t5/') and '/layers/mlp/' not in n}
+  assert 10 < len(taken) < len(got) - 10
+  for name, x in got.items():
+    expected = source[name].read() if name in taken else np.asarray(fresh[name])
+    np.testing.assert_array_equal(np.asarray(x), expected, name, strict=True)
+
+
+def test_the_first_step_is_that_of_the_source_with_a_new_optimizer(
+  config, finished, exported, tmp_path
+):
+  one = dataclasses.replace(config.loop, steps=1)
+  config = dataclasses.replace(config, loop=one)
+  state = train(starting(config, path=str(exported)), tmp_path / 'a')
+  trainer = make(config, tmp_path / 'b')
+  fresh = trainer.restore_or_create()
+  trainer.restore_or_create = lambda: fresh.replace(
+    params=jax.tree.map(lambda x: jax.numpy.array(x), finished[1].params)
+  )
+  with trainer.checkpoints:
+    assert_equal(trainer.train(), state)
+
+
+def test_a_run_that_goes_on_does_not_look_at_its_sources(
+  config, finished, exported, tmp_path
+):
+  run, source = tmp_path / 'run', tmp_path / 'source'
+  shutil.copytree(finished[0] / 'checkpoints' / '4', source / '4')
+  config = starting(config, path=str(source), step=4)
+  trainer = make(config, run)
+  with trainer.checkpoints:
+    begun = trainer.restore_or_create()
+    reader = manager.CheckpointManager(
+      finished[0] / 'checkpoints', read_only=True
+    )
+    with reader:
+      assert_equal(begun.params, reader.restore_params(begun.params, 4))
+    trainer.save(0, begun)
+  shutil.rmtree(source)
+  lines = []
+  trainer = make(config, run, lines)
+  with trainer.checkpoints:
+    assert_equal(trainer.restore_or_create(), begun)
+  assert lines[-1] == 'resuming at step 0'
+  # Without a checkpoint the same is an error.
+  shutil.rmtree(run / 'checkpoints')
+  with pytest.raises(config_lib.ConfigError, match='no such file or folder'):
+    make(config, run)
+
+
+def test_a_misfit_through_the_command_line(config, exported, tmp_path, capsys):
+  tensors = dict(safetensors.read(exported))
+  name = 't5/decoder/decoder_norm/scale'
+  tensors[name] = of_array(np.ones(17, np.float32))
+  del tensors['t5/encoder/encoder_norm/scale']
+  bad, workdir = tmp_path / 'bad.safetensors', tmp_path / 'run'
+  safetensors.write(bad, tensors)
+
+  def said(path):
+    file = write_config(tmp_path / 'c.py', starting(config, path=str(path)))
+    verb = ['train', '--config', file, '--workdir', str(workdir)]
+    assert main.main(verb) == 1
+    return capsys.readouterr().err
+
+  assert said(bad) == (
+    f'pixel-llm train: error: init.sources.start: {bad}: 1 shapes:\n'
+    f'  {name}: expected [16], got [17]\n'
+    'init: 1 names of the target that nothing gives:\n'
+    '  t5/encoder/encoder_norm/scale [16]\n'
+  )
+  none = tmp_path / 'none'
+  assert said(none) == (
+    'pixel-llm train: error: config init.sources.start.path: '
+    f'{none}: no such file or folder.\n'
+  )
+  (tmp_path / 'cut.safetensors').write_bytes(exported.read_bytes()[:-4])
+  assert 'truncated' in said(tmp_path / 'cut.safetensors')
+  # Nothing was written, so the workdir may have another config.
+  assert not workdir.exists()
+  tensors = dict(safetensors.read(exported))
+  tensors[name] = of_array(np.full(16, np.nan, np.float32))
+  safetensors.write(bad, tensors)
+  assert said(bad) == (
+    f'pixel-llm train: error: {bad}: {name}: expected finite numbers, got 16 '
+    'NaN or infinite ones among 16.\n'
+  )

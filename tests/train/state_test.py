@@ -135,3 +135,25 @@ def test_state_of_muon_lies_as_its_matrix():
   assert momenta[0].sharding.spec == PartitionSpec('data', 'model')
   for a, s in zip(jax.tree.leaves(abstract), jax.tree.leaves(state)):
     assert a.sharding == s.sharding
+
+
+@pytest.mark.parametrize('names', [('kernel',), ('frozen', 'kernel', 'scale')])
+def test_what_is_given_is_not_drawn_and_changes_nothing_else(names):
+  args = parts(sharding.MeshConfig(data=4, model=2, fsdp=True))
+  leaves = state_lib.abstract(init, *args).params
+  given = {
+    name: jax.device_put(jnp.full(x.shape, 7.0), x.sharding)
+    if name in names
+    else None
+    for name, x in leaves.items()
+  }
+  fresh = state_lib.create(init, *args, jax.random.key(3))
+  state = state_lib.create(init, *args, jax.random.key(3), given)
+  assert jax.tree.structure(state) == jax.tree.structure(fresh)
+  for name, x in fresh.params.items():
+    if name in names:
+      assert state.params[name] is given[name]
+    else:
+      np.testing.assert_array_equal(state.params[name], x)
+    assert state.params[name].sharding == x.sharding
+  jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)

@@ -24,22 +24,27 @@ _HUGGING_FACE = (
 )
 
 
-def open_tensors(path: str | os.PathLike) -> tuple[str, dict[str, Tensor]]:
+def open_tensors(
+  path: str | os.PathLike, step: int | None = None
+) -> tuple[str, dict[str, Tensor]]:
   """Opens a file or folder of tensors of any known format.
 
   Args:
-    path: local. Of a folder of checkpoints, and of a run's folder, the newest
-      step is taken.
+    path: local.
+    step: of a folder of checkpoints or of a run's folder; None takes the
+      newest, and anything that has no steps.
 
   Returns:
     the format in words, and tensors by name; none is loaded.
 
   Raises:
     FileNotFoundError: nothing is there.
-    TensorFileError: of no known format, or damaged.
+    TensorFileError: of no known format, or damaged, or without that step.
     OSError: it can't be read.
   """
   path = pathlib.Path(path)
+  if step is not None and path.exists():
+    path = _step(path, step)
   if path.is_dir():
     return _open_folder(path)
   if not path.exists():
@@ -57,6 +62,17 @@ def open_tensors(path: str | os.PathLike) -> tuple[str, dict[str, Tensor]]:
   if path.suffix in ('.pth', '.pt', '.bin'):
     return 'PyTorch', torch.read(path)
   raise TensorFileError(path, _FORMATS, f'a file {path.suffix or path.name!r}')
+
+
+def _step(path: pathlib.Path, step: int) -> pathlib.Path:
+  found: dict[int, pathlib.Path] = {}
+  for folder in (path, path / 'checkpoints'):
+    if not found and folder.is_dir():
+      found = orbax.steps(folder)
+  if step not in found:
+    steps = f'those of {", ".join(map(str, found))}' if found else 'none'
+    raise TensorFileError(path, f'a checkpoint of step {step}', steps)
+  return found[step]
 
 
 def _open_folder(path: pathlib.Path) -> tuple[str, dict[str, Tensor]]:

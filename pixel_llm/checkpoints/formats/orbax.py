@@ -50,8 +50,8 @@ def items(path: pathlib.Path) -> list[str]:
   return sorted(p.name for p in path.iterdir() if is_item(p))
 
 
-def newest(path: pathlib.Path) -> pathlib.Path | None:
-  """The folder of the newest step in a folder of checkpoints, if it is one.
+def steps(path: pathlib.Path) -> dict[int, pathlib.Path]:
+  """The folders of the steps in a folder of checkpoints, by step, ascending.
 
   Folders named by steps, such as `600` or `checkpoint_600`, that hold trees
   of arrays or T5X's file `checkpoint`; those of unfinished saves are not.
@@ -62,7 +62,12 @@ def newest(path: pathlib.Path) -> pathlib.Path | None:
     if (match := _STEP.fullmatch(child.name)) and child.is_dir()
     if (child / 'checkpoint').is_file() or items(child)
   ]
-  return max(found)[1] if found else None
+  return dict(sorted(found))
+
+
+def newest(path: pathlib.Path) -> pathlib.Path | None:
+  """The last of `steps`, if there is one."""
+  return next(reversed(steps(path).values()), None)
 
 
 def read(path: str | os.PathLike) -> dict[str, Tensor]:
