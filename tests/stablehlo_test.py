@@ -315,7 +315,7 @@ def test_wrong_inputs_are_refused(run):
     model.encode_image(asked.image)
   with pytest.raises(TypeError, match='encode_image: expected image, image_si'):
     model.encode_image(asked.image, image=asked.image)
-  with pytest.raises(ValueError, match='image_size|shape|dtype'):
+  with pytest.raises(ValueError, match=r'(?i)shape'):
     model.encode_image(asked.image[:, :16], asked.image_size)
 
 
