@@ -103,12 +103,12 @@ def export_run(
     modules = {}
     functions = _functions(run, config)
     for name, (function, inputs) in functions.items():
-      if progress is not None:
-        progress(len(modules), len(functions))
       module = _module(function, flat, inputs)
       data = module.serialize()
       (part / f'{name}{exported.SUFFIX}').write_bytes(data)
       modules[name] = _signature(module, inputs)
+      if progress is not None:
+        progress(len(modules), len(functions))
     safetensors.write(
       part / exported.PARAMETERS,
       {n: tensors_lib.of_array(np.asarray(x)) for n, x in flat.items()},
