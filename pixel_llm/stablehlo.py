@@ -23,9 +23,8 @@ from etils import epath
 from flax import traverse_util
 from jax import export
 
-import pixel_llm as package
+from pixel_llm import __version__, exported, files, geometry
 from pixel_llm import batch as batch_lib
-from pixel_llm import exported, files, geometry
 from pixel_llm import predictor as predictor_lib
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import safetensors
@@ -124,7 +123,7 @@ def export_run(
       'decoding': vars(run.decoding),
       'config': config,
       'versions': {
-        'pixel_llm': package.__version__,
+        'pixel_llm': __version__,
         **{name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax')},
       },
       'sha256': {

@@ -146,10 +146,12 @@ def test_equals_the_live_model(run, batch, regions):
     functools.partial(task_lib.generate, run.model, decoding=run.decoding)
   )(run.params, asked)
   # Or any two models would agree.
-  assert len(np.unique(np.asarray(expected.tokens))) > 2
+  assert len(np.unique(np.asarray(expected.points))) > 4
   np.testing.assert_array_equal(got['tokens'], expected.tokens)
   for name in ('points', 'log_probs', 'scores'):
-    np.testing.assert_allclose(got[name], getattr(expected, name), atol=1e-5)
+    np.testing.assert_allclose(
+      got[name], getattr(expected, name), atol=1e-5, rtol=1e-5
+    )
     assert got[name].shape[:2] == (batch, regions)
 
   # By name, in any order.
