@@ -251,7 +251,10 @@ def import_(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-  """Writes our parameters as T5X, Hugging Face or safetensors."""
+  """Writes our parameters as others read them, or a run as programs."""
+  if args.format == 'stablehlo':
+    _export_programs(args)
+    return
   from pixel_llm import weights
 
   config = _t5_config(args)
@@ -265,6 +268,21 @@ def export(args: argparse.Namespace) -> None:
       step=args.step,
       force=args.force,
       progress=progress,
+    )
+  print(written)
+
+
+def _export_programs(args: argparse.Namespace) -> None:
+  for name in ('config', 'size', 'dtype', 'step'):
+    if getattr(args, name) is not None:
+      raise ValueError(
+        f'--{name}: --format stablehlo takes it from the run; leave it out.'
+      )
+  from pixel_llm import stablehlo
+
+  with _bar('export', 'modules') as progress:
+    written = stablehlo.export_run(
+      args.source, args.out, force=args.force, progress=progress
     )
   print(written)
 
@@ -615,7 +633,11 @@ def _parser() -> argparse.ArgumentParser:
       import_,
       ('t5x', 'huggingface', 'segment-anything', 'timm', 'eva', 'pixel-llm'),
     ),
-    ('export', export, ('t5x', 'huggingface', 'safetensors')),
+    (
+      'export',
+      export,
+      ('t5x', 'huggingface', 'safetensors', 'stablehlo'),
+    ),
   ):
     sub = verb(name, run)
     importing = run is import_
@@ -623,7 +645,8 @@ def _parser() -> argparse.ArgumentParser:
       'source',
       help='any file or folder that `inspect` shows'
       if importing
-      else 'a run, a checkpoint of ours or safetensors by our names',
+      else 'a run, a checkpoint of ours or safetensors by our names; '
+      'for stablehlo a run',
     )
     sub.add_argument(
       '--format',

@@ -73,6 +73,31 @@ class Predictor:
     self._read = jax.jit(functools.partial(task_lib.read, model))
     self._name: str | None = None
 
+  @property
+  def model(self) -> pixel_llm.PixelLLM:
+    """The network."""
+    return self._model
+
+  @property
+  def params(self) -> Any:
+    """Its parameters."""
+    return self._params
+
+  @property
+  def vocabulary(self) -> vocabulary_lib.Vocabulary:
+    """Of its words."""
+    return self._vocabulary
+
+  @property
+  def image_size(self) -> int:
+    """Side of its padded square input, pixels."""
+    return self._image_size
+
+  @property
+  def decoding(self) -> decoding_lib.DecodingConfig:
+    """How answers are written."""
+    return self._decoding
+
   @classmethod
   def from_workdir(
     cls,

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -27,6 +25,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pixel_llm import config as config_lib
+from pixel_llm import files
 from pixel_llm.checkpoints import eva_names, mapping, sam_names, t5_names
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import (
@@ -110,7 +109,7 @@ def import_weights(
     OSError: something can't be read or written, or `out` exists.
   """
   part = _part(names, part)
-  path = _free(out, source, force)
+  path = files.free(out, source, _WRITTEN, force)
   _, tensors = detection.open_tensors(source)
   if names == 'pixel-llm':
     given = tensors_lib.part(tensors, 'params/') or dict(tensors)
@@ -136,7 +135,7 @@ def import_weights(
     with _about(source):
       given = _fitted(_TABLES[names], tensors, config, allow_missing)
   given = _watched(mapping.cast(given, _DTYPES[dtype]), source, progress)
-  with _whole(path) as unfinished:
+  with files.whole(path) as unfinished:
     if path.suffix == _SAFETENSORS:
       safetensors.write(unfinished, given)
     else:
@@ -180,7 +179,7 @@ def export_weights(
     ValueError: NaN or infinite numbers, or an `out` of another name.
     OSError: something can't be read or written, or `out` exists.
   """
-  path = _free(out, source, force)
+  path = files.free(out, source, _WRITTEN, force)
   if (path.suffix == _SAFETENSORS) != (target == 'safetensors'):
     wanted = f'a {_SAFETENSORS} file' if target == 'safetensors' else 'a folder'
     raise ValueError(f'--out {out}: expected {wanted} for {target}.')
@@ -195,7 +194,7 @@ def export_weights(
   if dtype is not None:
     given = mapping.cast(given, _DTYPES[dtype])
   given = _watched(given, source, progress)
-  with _whole(path) as part:
+  with files.whole(path) as part:
     if target == 'safetensors':
       safetensors.write(part, given, {'format': 'np'})
     elif target == 'huggingface':
@@ -365,54 +364,6 @@ def _watched(
 
   checked = mapping.finite(tensors, source)
   return {name: watched(tensor) for name, tensor in checked.items()}
-
-
-def _free(out: str, source: str, force: bool) -> pathlib.Path:
-  """Where to write, if that costs nothing that was not written here."""
-  path = pathlib.Path(out)
-  if not path.exists():
-    return path
-  if not force:
-    raise FileExistsError(errno.EEXIST, 'exists; --force replaces it', out)
-  if path.is_dir():
-    # A slip of the hand must not cost a run.
-    names = sorted(p.name for p in path.iterdir())
-    others = [name for name in names if not _WRITTEN.fullmatch(name)]
-    if others:
-      raise FileExistsError(
-        errno.EEXIST, f'holds {others[0]}, which --force does not replace', out
-      )
-    if pathlib.Path(source).resolve().is_relative_to(path.resolve()):
-      raise FileExistsError(errno.EEXIST, 'holds the source', out)
-  return path
-
-
-@contextlib.contextmanager
-def _whole(out: pathlib.Path):
-  """Where to write so that `out` is whole or what it was before."""
-  part = out.with_name(f'.{out.name}.{os.getpid()}.part')
-  old = out.with_name(f'.{out.name}.{os.getpid()}.old')
-  out.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    yield part
-    if out.exists():
-      out.rename(old)
-    try:
-      part.rename(out)
-    except BaseException:
-      if old.exists():
-        old.rename(out)
-      raise
-    _remove(old)
-  finally:
-    _remove(part)
-
-
-def _remove(path: pathlib.Path) -> None:
-  if path.is_dir():
-    shutil.rmtree(path)
-  else:
-    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
+import re
+
 import pytest
 from etils import epath
 
@@ -35,3 +37,34 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     files.write(path, 'a new text that is longer')
   assert path.read_text() == 'old'
   assert [p.name for p in tmp_path.iterdir()] == ['a.html']
+
+
+def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
+  out = tmp_path / 'deep' / 'out'
+  for text in ('old', 'new'):
+    with files.whole(out) as part:
+      part.mkdir()
+      (part / 'a').write_text(text)
+  assert (out / 'a').read_text() == 'new'
+  with pytest.raises(ZeroDivisionError), files.whole(out) as part:
+    part.mkdir()
+    (part / 'a').write_text('half')
+    _ = 1 / 0
+  assert (out / 'a').read_text() == 'new'
+  assert list(out.parent.iterdir()) == [out]
+
+
+def test_only_what_was_written_here_is_free(tmp_path):
+  source, out = str(tmp_path / 'source'), tmp_path / 'out'
+  written = re.compile('a')
+  assert files.free(str(out), source, written, force=False) == out
+  out.mkdir()
+  (out / 'a').write_text('a')
+  with pytest.raises(FileExistsError, match='--force replaces it'):
+    files.free(str(out), source, written, force=False)
+  assert files.free(str(out), source, written, force=True) == out
+  with pytest.raises(FileExistsError, match='holds the source'):
+    files.free(str(out), str(out / 'a'), written, force=True)
+  (out / 'ab').write_text('mine')
+  with pytest.raises(FileExistsError, match='holds ab, which'):
+    files.free(str(out), source, written, force=True)

@@ -34,10 +34,12 @@ ALLOWED = {
 ALLOWED['data'] = ALLOWED['tasks'] | {'data'}
 ALLOWED['predictor'] = ALLOWED['tasks']
 ALLOWED['weights'] = ALLOWED['tasks']
+ALLOWED['exported'] = FLOOR_0 | {'checkpoints'}
+ALLOWED['stablehlo'] = ALLOWED['tasks'] | {'predictor', 'exported'}
 ALLOWED['pictures'] = FLOOR_0
 ALLOWED['report'] = FLOOR_0 | {'pictures'}
 ALLOWED['train'] = ALLOWED['data'] | {'train', 'pictures', 'report'}
-ALLOWED['main'] = ALLOWED['train'] | {'predictor', 'weights'}
+ALLOWED['main'] = ALLOWED['train'] | {'predictor', 'weights', 'stablehlo'}
 ALLOWED['__main__'] = {'main'}
 ALLOWED['__init__'] = {'batch', 'predictor', 'prediction'}
 # The only files that may import TensorFlow or what brings it in.
@@ -106,6 +108,7 @@ def loaded_after(code):
   [
     'import pixel_llm, pixel_llm.predictor, pixel_llm.pictures',
     'import pixel_llm.weights',
+    'import pixel_llm.stablehlo',
     'import pixel_llm.train.experiment, pixel_llm.data.build',
   ],
 )

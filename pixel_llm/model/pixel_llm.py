@@ -253,7 +253,7 @@ class PixelLLM(nn.Module):
       return visual, valid
 
     proposals = self.region.propose(features, valid_box)
-    proposals = proposals.reshape(len(features), -1, 4) * scale
+    proposals = proposals.reshape(features.shape[0], -1, 4) * scale
     own, cells, near = self.region(
       features, boxes, proposals, valid_box, self.prompt_encoder.places
     )
