@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import pathlib
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import pytest
 from flax import linen as nn
 
@@ -182,16 +180,9 @@ def test_adapter_equals_the_golden():
 
 
 @pytest.fixture(name='modeling')
-def modeling_fixture(monkeypatch):
+def modeling_fixture():
   """`segment_anything.modeling`."""
-  pytest.importorskip('torch', reason='segment-anything needs PyTorch')
-  spec = importlib.util.find_spec('segment_anything')
-  if spec is None:
-    pytest.skip('segment-anything is not installed')
-  # Its __init__ wants torchvision too, for parts that are not used here.
-  package = types.ModuleType('segment_anything')
-  package.__path__ = list(spec.submodule_search_locations or ())
-  monkeypatch.setitem(sys.modules, 'segment_anything', package)
+  peers.imported('segment_anything')
   return importlib.import_module('segment_anything.modeling')
 
 
@@ -213,6 +204,7 @@ def torch_reader(module):
 
 
 @pytest.mark.parametrize('prompts', ['boxes', 'points', 'points and boxes'])
+@pytest.mark.parity
 def test_points_boxes_and_masks_equal_segment_anything(modeling, prompts):
   import torch
 
