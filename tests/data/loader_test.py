@@ -141,7 +141,7 @@ def test_seqio_itself_reads_our_tasks(registered):
   task = seqio.TaskRegistry.get('scenes_narrate')
   assert task.num_input_examples('train') == 10
   assert set(seqio.MixtureRegistry.get('scenes').tasks) == {
-    seqio.TaskRegistry.get(n) for n in datasets.TASKS
+    seqio.TaskRegistry.get(n) for n in datasets.MIXTURES['scenes']
   }
 
 
