@@ -203,12 +203,11 @@ def check(config: ExperimentConfig, workdir: str) -> None:
   Raises:
     ConfigError: the workdir belongs to another config; lists what differs.
   """
-  path = epath.Path(workdir) / 'config.json'
-  new = json.loads(json.dumps(config_lib.to_dict(config)))
-  if path.exists():
-    old = json.loads(path.read_text())
+  if (epath.Path(workdir) / 'config.json').exists():
+    # A field that the version which wrote it did not have yet is as by default.
     left, right = (
-      {k: v for k, v in d.items() if k not in _MAY_CHANGE} for d in (old, new)
+      {k: v for k, v in config_lib.to_dict(c).items() if k not in _MAY_CHANGE}
+      for c in (load(workdir), config)
     )
     lines = config_lib.difference(left, right)
     if lines:
