@@ -43,7 +43,9 @@ def test_a_config_from_before_a_field_has_its_default(tmp_path):
   experiment.save(CONFIG, str(tmp_path))
   assert json.loads(path.read_text())['loss']['proposal_weight'] == 1.0
   path.write_text(json.dumps(values))
-  with pytest.raises(config_lib.ConfigError, match=r'loss.proposal_weight: 1.0'):
+  with pytest.raises(
+    config_lib.ConfigError, match=r'loss.proposal_weight: 1.0'
+  ):
     experiment.check(changed(proposal_weight=3.0), str(tmp_path))
 
 
