@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/pixel-llm evaluate --workdir $(RUN)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -m 'not slow' -n 2 --dist loadfile
 
 # The tests that compare with other projects' packages, in a place of their own
 # that has nothing of `data`.

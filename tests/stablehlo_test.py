@@ -130,7 +130,9 @@ def questions(batch, regions) -> batch_lib.Batch:
   return tiny.random_batch(sizes, seed=batch, vocab_size=vocab)
 
 
-@pytest.mark.parametrize(('batch', 'regions'), [(1, 1), (3, 2)])
+@pytest.mark.parametrize(
+  ('batch', 'regions'), [pytest.param(1, 1, marks=pytest.mark.slow), (3, 2)]
+)
 def test_equals_the_live_model(run, batch, regions):
   asked = questions(batch, regions)
   model = exported.load(str(run.out))

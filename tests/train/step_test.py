@@ -149,6 +149,7 @@ def test_training_a_few_steps_fits_a_batch(network):
   assert history[-1] < 0.6 * history[0]
 
 
+@pytest.mark.slow
 def test_frozen_parameters_in_bfloat16_stay_as_they_are():
   config = experiment.ExperimentConfig(
     model=dataclasses.replace(
