@@ -6,7 +6,7 @@ Writes a made-up checkpoint by Hugging Face's names, in shards as the hub has
 them, imports it as Orbax parameters and exports these to T5X and back to
 Hugging Face's layout, each in a process of its own.
 
-  python benchmarks/convert.py --size xl --dtype bfloat16 --dir /tmp/convert
+  python benchmarks/convert.py --size xl --dtype bfloat16 --dir runs/convert
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import math
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -43,10 +42,11 @@ def main() -> None:
   parser.add_argument(
     '--dtype', choices=('float32', 'bfloat16'), default='bfloat16'
   )
-  parser.add_argument('--dir', required=True, help='for the files; emptied')
+  parser.add_argument('--dir', required=True, help='to make, for the files')
   args = parser.parse_args()
   root = pathlib.Path(args.dir)
-  shutil.rmtree(root, ignore_errors=True)
+  if root.exists():
+    parser.error(f'--dir {root}: exists; expected a folder to make')
   total, largest = _make(root / 'source', t5.SIZES[args.size], args.dtype)
   print(
     f'T5 1.1 {args.size}, {args.dtype}: {total / 2**30:.2f} GiB, largest '

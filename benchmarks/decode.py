@@ -21,7 +21,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
+from pixel_llm.checkpoints import mapping, t5_names, tensors
 from pixel_llm.model import t5
 
 CONTEXT = 40
@@ -173,72 +175,16 @@ def _models(size: str) -> tuple[Any, Any]:
     for name, weight in model.named_parameters():
       if name.endswith('lm_head.weight'):
         weight.mul_(c.emb_dim**-0.5 / weight.std() * 3)
-  state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-  return model, {'params': _parameters(c, state)}
-
-
-def _parameters(c: t5.T5Config, state: dict[str, np.ndarray]) -> Any:
-  """Our tree of a transformers state: kernels transposed, layers stacked."""
-
-  def stack(pattern: str, depth: int):
-    return np.stack([state[pattern.format(i)].T for i in range(depth)])
-
-  def attention(prefix: str, depth: int):
-    names = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
-    return {
-      ours: {'kernel': stack(f'{prefix}.{theirs}.weight', depth)}
-      for ours, theirs in names.items()
-    }
-
-  def layers(side: str, depth: int, norms: list[str]):
-    block = side + '.block.{}.layer.'
-    out: dict[str, Any] = {
-      norm: {'scale': stack(f'{block}{i}.layer_norm.weight', depth)}
-      for i, norm in enumerate(norms)
-    }
-    out['mlp'] = {
-      name: {
-        'kernel': stack(
-          f'{block}{len(norms) - 1}.DenseReluDense.{name}.weight', depth
-        )
-      }
-      for name in ('wi_0', 'wi_1', 'wo')
-    }
-    own = 'attention' if side == 'encoder' else 'self_attention'
-    out[own] = attention(f'{block}0.SelfAttention', depth)
-    if side == 'decoder':
-      out['encoder_decoder_attention'] = attention(
-        f'{block}1.EncDecAttention', depth
-      )
-    return out
-
-  def side(name: str, depth: int, norms: list[str]):
-    table = f'{name}.block.0.layer.0.SelfAttention.relative_attention_bias'
-    return {
-      'layers': layers(name, depth, norms),
-      'relpos_bias': {'rel_embedding': state[f'{table}.weight'].T},
-      f'{name}_norm': {'scale': state[f'{name}.final_layer_norm.weight']},
-    }
-
-  decoder = side(
-    'decoder',
-    c.num_decoder_layers,
-    [
-      'pre_self_attention_layer_norm',
-      'pre_cross_attention_layer_norm',
-      'pre_mlp_layer_norm',
-    ],
-  )
-  decoder['logits_dense'] = {'kernel': state['lm_head.weight'].T}
-  return {
-    'token_embedder': {'embedding': state['shared.weight']},
-    'encoder': side(
-      'encoder',
-      c.num_encoder_layers,
-      ['pre_attention_layer_norm', 'pre_mlp_layer_norm'],
-    ),
-    'decoder': decoder,
+  state = {
+    name: tensors.of_array(x.detach().numpy())
+    for name, x in model.state_dict().items()
   }
+  given, report = mapping.apply(t5_names.HUGGING_FACE, state)
+  assert not report, report
+  ours = {
+    name.removeprefix(t5_names.PREFIX): x.read() for name, x in given.items()
+  }
+  return model, {'params': traverse_util.unflatten_dict(ours, sep='/')}
 
 
 def _processor() -> str:

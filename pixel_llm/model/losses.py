@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pixel_llm.model import region
+from pixel_llm.model import region, roi
 
 Array = jax.Array
 
@@ -138,26 +138,16 @@ def proposal_loss(
   inside = jnp.all((middle >= low) & (middle <= high), axis=-1)
   inside &= weights[:, None] > 0  # [B, cells * cells, R]
 
-  area = _area(boxes[..., :2], boxes[..., 2:])
+  area = roi.area(boxes)
   which = jnp.argmin(jnp.where(inside, area[:, None], jnp.inf), axis=-1)
   target = jnp.take_along_axis(boxes, which[..., None], axis=1)
   weight = jnp.take_along_axis(weights, which, axis=1)
   weight = jnp.where(jnp.any(inside, axis=-1), weight, 0.0)
 
-  overlap = _area(
-    jnp.maximum(proposals[..., :2], target[..., :2]),
-    jnp.minimum(proposals[..., 2:], target[..., 2:]),
-  )
-  union = _area(proposals[..., :2], proposals[..., 2:])
-  union = union + _area(target[..., :2], target[..., 2:]) - overlap
+  overlap, union = roi.overlap(proposals, target)
   iou = overlap / jnp.maximum(union, 1e-6)
   sides = jnp.mean(jnp.abs(proposals - target), axis=-1)
   return _weigh(1 - iou + sides, weight)
-
-
-def _area(low: Array, high: Array) -> Array:
-  sides = jnp.maximum(high - low, 0)
-  return sides[..., 0] * sides[..., 1]
 
 
 def focal_loss(

@@ -116,8 +116,34 @@ def _weights(
   return jnp.mean(weights, axis=-2)
 
 
+def area(boxes: Array) -> Array:
+  """[..., 4] xyxy -> [...], in squares of their unit; 0 if turned over."""
+  sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+  return sides[..., 0] * sides[..., 1]
+
+
+def overlap(boxes: Array, others: Array) -> tuple[Array, Array]:
+  """Areas of the intersection and of the union, box by box.
+
+  Args:
+    boxes: [..., 4] xyxy.
+    others: [..., 4] xyxy, of a shape that broadcasts.
+
+  Returns:
+    Two of [...], in squares of the boxes' unit.
+  """
+  both = jnp.concatenate(
+    [
+      jnp.maximum(boxes[..., :2], others[..., :2]),
+      jnp.minimum(boxes[..., 2:], others[..., 2:]),
+    ],
+    axis=-1,
+  )
+  return area(both), area(boxes) + area(others) - area(both)
+
+
 def pairwise_overlap(boxes: Array, others: Array) -> tuple[Array, Array]:
-  """Areas of the intersection and of the union of every pair.
+  """`overlap` of every pair.
 
   Args:
     boxes: [..., N, 4] xyxy.
@@ -126,18 +152,7 @@ def pairwise_overlap(boxes: Array, others: Array) -> tuple[Array, Array]:
   Returns:
     Two of [..., N, M], in squares of the boxes' unit.
   """
-  boxes, others = boxes[..., :, None, :], others[..., None, :, :]
-  overlap = _area(
-    jnp.maximum(boxes[..., :2], others[..., :2]),
-    jnp.minimum(boxes[..., 2:], others[..., 2:]),
-  )
-  areas = (_area(b[..., :2], b[..., 2:]) for b in (boxes, others))
-  return overlap, sum(areas) - overlap
-
-
-def _area(low: Array, high: Array) -> Array:
-  sides = jnp.maximum(high - low, 0)
-  return sides[..., 0] * sides[..., 1]
+  return overlap(boxes[..., :, None, :], others[..., None, :, :])
 
 
 def nms(boxes: Array, scores: Array, valid: Array, threshold: float) -> Array:
@@ -157,14 +172,14 @@ def nms(boxes: Array, scores: Array, valid: Array, threshold: float) -> Array:
   Returns:
     [..., N] bool, which to keep. `geometry.nms` is the same on the host.
   """
-  overlap, union = pairwise_overlap(boxes, boxes)
+  shared, union = pairwise_overlap(boxes, boxes)
   theirs, own = scores[..., :, None], scores[..., None, :]
   index = jnp.arange(scores.shape[-1])
   first = index[:, None] < index[None, :]
   first = jnp.reshape(first, (1,) * (scores.ndim - 1) + first.shape)
   better = (theirs > own) | ((theirs == own) & first)
   # Without a quotient: two empty boxes overlap nothing.
-  drops = better & (overlap > threshold * union) & valid[..., :, None]
+  drops = better & (shared > threshold * union) & valid[..., :, None]
 
   def decide(state):
     keep, _ = state
