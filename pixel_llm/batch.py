@@ -53,6 +53,8 @@ class BatchSizes:
     context: C, text prompt tokens a region.
     length: L, target tokens a region, end token included.
     points: P, points a token.
+    objects: O, things to detect an image; 0 for none.
+    mask: M, side of the true masks, which cover the padded input; 0 for none.
   """
 
   batch: int = 8
@@ -61,6 +63,8 @@ class BatchSizes:
   context: int = 8
   length: int = 128
   points: int = 2
+  objects: int = 0
+  mask: int = 0
 
   def table(self) -> dict[str, int]:
     """Dimension name -> size."""
@@ -72,6 +76,8 @@ class BatchSizes:
       'C': self.context,
       'L': self.length,
       'P': self.points,
+      'O': self.objects,
+      'M': self.mask,
     }
 
 
@@ -79,9 +85,10 @@ class BatchSizes:
 class Batch:
   """One batch of images with the questions asked of each.
 
-  B images, R regions each, C prompt tokens, L target tokens, P points a token.
-  An unmarked coordinate is normalized to the valid image, in [0, 1]; x before
-  y; boxes are xyxy. A missing thing has weight 0, never a sentinel value.
+  B images, R regions each, C prompt tokens, L target tokens, P points a token;
+  O things to detect an image, masks of M x M. An unmarked coordinate is
+  normalized to the valid image, in [0, 1]; x before y; boxes are xyxy. A
+  missing thing has weight 0, never a sentinel value.
   """
 
   image: Array = array('B H W 3', 'uint8', 'RGB, zero-padded bottom and right')
@@ -100,6 +107,15 @@ class Batch:
   point_weights: Array = array('B R L', 'float32', '0: this word has no place')
   boxes: Array = array('B R 4', 'float32', 'xyxy of the answer')
   box_weights: Array = array('B R', 'float32', '0: the answer has no box')
+  masks: Array = array(
+    'B R M M', 'uint8', '1 in the answer, on a grid of the padded input'
+  )
+  mask_weights: Array = array('B R', 'float32', '0: the answer has no mask')
+  objects: Array = array('B O 4', 'float32', 'xyxy of what there is to detect')
+  object_weights: Array = array('B O', 'float32', '0: there is no such thing')
+  detection_weights: Array = array(
+    'B', 'float32', '0: not every thing of the image is in `objects`'
+  )
 
   @classmethod
   def specs(cls) -> dict[str, ArraySpec]:
@@ -156,6 +172,8 @@ class Output:
     mask_logits: [B, R, masks, h, w] float32, on a grid of the padded input
       (teacher forcing with `ModelConfig.mask` only).
     mask_ious: [B, R, masks] float32, predicted IoU of each mask.
+    seen: `model.detector.Seen` (teacher forcing with `ModelConfig.detector` and
+      `Batch.objects` only).
   """
 
   logits: Array = None
@@ -167,3 +185,4 @@ class Output:
   proposals: Array = None
   mask_logits: Array = None
   mask_ious: Array = None
+  seen: Any = None

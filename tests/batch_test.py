@@ -12,7 +12,14 @@ from pixel_llm import batch as batch_lib
 
 # No two sizes are equal, so that a swapped dimension shows.
 SIZES = batch_lib.BatchSizes(
-  batch=2, image=28, regions=3, context=5, length=7, points=4
+  batch=2,
+  image=28,
+  regions=3,
+  context=5,
+  length=7,
+  points=4,
+  objects=6,
+  mask=8,
 )
 
 
@@ -30,6 +37,11 @@ def test_table_is_the_shapes():
     'point_weights': (2, 3, 7),
     'boxes': (2, 3, 4),
     'box_weights': (2, 3),
+    'masks': (2, 3, 8, 8),
+    'mask_weights': (2, 3),
+    'objects': (2, 6, 4),
+    'object_weights': (2, 6),
+    'detection_weights': (2,),
   }
   assert zeros.image.dtype == np.uint8
   assert zeros.decoder_target_tokens.dtype == np.int32
@@ -42,7 +54,7 @@ def test_every_row_has_a_known_dimension_dtype_and_meaning():
     assert all(d in names or d.isdigit() for d in spec.dims), name
     assert np.dtype(spec.dtype).name == spec.dtype
     assert spec.meaning
-  assert set(SIZES.table().values()) == {2, 28, 3, 5, 7, 4}
+  assert set(SIZES.table().values()) == {2, 28, 3, 5, 7, 4, 6, 8}
 
 
 def test_shapes_are_those_of_zeros():
@@ -69,11 +81,11 @@ def test_check_names_the_field_expected_and_got(field):
   batch.check(SIZES)
   value = getattr(batch, field)
   for wrong, said in (
-    (value[:1], r'got \(1, '),
+    (value[:1], r'got \(1,'),
     (value.astype(np.float64), 'got .* float64'),
     (None, 'got '),
   ):
-    with pytest.raises(ValueError, match=rf'Batch\.{field} \[B .*{said}'):
+    with pytest.raises(ValueError, match=rf'Batch\.{field} \[B.*{said}'):
       dataclasses.replace(batch, **{field: wrong}).check(SIZES)
 
 

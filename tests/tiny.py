@@ -9,9 +9,20 @@ import numpy as np
 from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
-from pixel_llm.model import eva, pixel_llm, prompt, regression, sam, t5
+from pixel_llm.model import (
+  detector,
+  eva,
+  mask,
+  pixel_llm,
+  prompt,
+  regression,
+  sam,
+  t5,
+)
 
-SIZES = batch_lib.BatchSizes(batch=8, image=32, regions=2, context=4, length=6)
+SIZES = batch_lib.BatchSizes(
+  batch=8, image=32, regions=2, context=4, length=6, objects=3, mask=16
+)
 
 
 def model_config(vocab_size: int = 64) -> pixel_llm.ModelConfig:
@@ -64,14 +75,18 @@ def random_batch(
   at = np.arange(length)
   tokens = rng.integers(3, vocab_size, (b, r, length))
   tokens = np.where(at < counts, tokens, np.where(at == counts, 1, 0))
-  corners = np.sort(rng.random((b, r, 2, 2)), axis=2)
-  boxes = np.concatenate([corners[:, :, 0], corners[:, :, 1]], -1)
+
+  def random_boxes(count):
+    corners = np.sort(rng.random((b, count, 2, 2)), axis=2)
+    return corners.reshape(b, count, 4).astype(np.float32)
+
+  boxes = random_boxes(r)
   return batch_lib.Batch(
     image=rng.integers(0, 256, batch.image.shape).astype(np.uint8),
     image_size=rng.integers(sizes.image // 2, sizes.image + 1, (b, 2)).astype(
       np.int32
     ),
-    prompt_boxes=boxes.astype(np.float32),
+    prompt_boxes=boxes,
     encoder_input_tokens=rng.integers(
       0, vocab_size, batch.encoder_input_tokens.shape
     ).astype(np.int32),
@@ -79,8 +94,45 @@ def random_batch(
     decoder_loss_weights=(tokens > 0).astype(np.float32),
     points=rng.random(batch.points.shape).astype(np.float32),
     point_weights=(rng.random((b, r, length)) < 0.7).astype(np.float32),
-    boxes=boxes.astype(np.float32),
+    boxes=boxes,
     box_weights=np.ones((b, r), np.float32),
+    masks=rng.integers(0, 2, batch.masks.shape).astype(np.uint8),
+    mask_weights=np.ones((b, r), np.float32),
+    objects=random_boxes(sizes.objects),
+    object_weights=np.ones((b, sizes.objects), np.float32),
+    detection_weights=np.ones(b, np.float32),
+  )
+
+
+def full_config() -> pixel_llm.ModelConfig:
+  """`model_config` with the parts that are not in every network."""
+  return dataclasses.replace(
+    model_config(),
+    mask=mask.MaskConfig(
+      width=16,
+      depth=1,
+      num_heads=2,
+      mlp_dim=24,
+      iou_dim=8,
+      adapter=prompt.TwoWayConfig(width=16, depth=1, num_heads=2, mlp_dim=24),
+    ),
+    prompt=prompt.PromptConfig(embed_dim=16),
+    sam=dataclasses.replace(model_config().sam, out_channels=16),
+    detector=detector.DetectorConfig(
+      channels=8,
+      fine_channels=6,
+      tower_layers=1,
+      tower_channels=8,
+      groups=4,
+      candidates=20,
+      proposals=10,
+      train_candidates=20,
+      train_proposals=10,
+      samples=8,
+      bins=3,
+      box_dim=8,
+      detections=5,
+    ),
   )
 
 

@@ -55,6 +55,8 @@ def sizes_of(
     context=table['C'],
     length=table['L'],
     points=table['P'],
+    objects=table['O'],
+    mask=table['M'],
   )
 
 

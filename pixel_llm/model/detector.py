@@ -6,7 +6,7 @@
 says of each cell whether a thing has its centre there, and how far its sides
 are. `propose` turns that into boxes, `assign` true boxes into what the head
 should have said. `BoxHead` looks at each box again, and `detect` keeps the
-boxes that hold a thing.
+boxes that hold a thing. `Detector` is all of it.
 
 Source: CenterNet2 (arXiv 2103.07461), the pyramid of ViTDet (arXiv 2203.16527),
 section 3; scenic `projects/baselines/centernet` and pixel_llm,
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from pixel_llm.model import layers, mask, roi
 
@@ -47,6 +48,11 @@ class DetectorConfig:
     radius: that nearness at least, pixels.
     candidates: likeliest cells whose boxes are looked at.
     proposals: boxes given.
+    train_candidates: as `candidates`, in training.
+    train_proposals: as `proposals`, in training.
+    samples: boxes an image that `BoxHead` learns from.
+    thing_share: of them, how many at most hold a thing.
+    match_threshold: IoU with a thing from which a box holds it.
     nms_threshold: IoU above which the less likely of two boxes is dropped.
     bins: side of the grid of parts that `BoxHead` reads of a box.
     box_dim: its hidden width.
@@ -72,6 +78,11 @@ class DetectorConfig:
   radius: float = 4.0
   candidates: int = 1000
   proposals: int = 256
+  train_candidates: int = 2000
+  train_proposals: int = 1000
+  samples: int = 512
+  thing_share: float = 0.25
+  match_threshold: float = 0.6
   nms_threshold: float = 0.9
   bins: int = 7
   box_dim: int = 1024
@@ -91,11 +102,15 @@ class DetectorConfig:
         f'DetectorConfig.tower_channels: expected a multiple of groups = '
         f'{self.groups}, got {self.tower_channels}.'
       )
-    if not 1 <= self.proposals <= self.candidates:
-      raise ValueError(
-        f'DetectorConfig.proposals: expected 1 to candidates = '
-        f'{self.candidates}, got {self.proposals}.'
+    for prefix in ('', 'train_'):
+      proposals, candidates = (
+        getattr(self, prefix + name) for name in ('proposals', 'candidates')
       )
+      if not 1 <= proposals <= candidates:
+        raise ValueError(
+          f'DetectorConfig.{prefix}proposals: expected 1 to '
+          f'{prefix}candidates = {candidates}, got {proposals}.'
+        )
     if not 1 <= self.detections <= self.proposals:
       raise ValueError(
         f'DetectorConfig.detections: expected 1 to proposals = '
@@ -279,6 +294,7 @@ def propose(
   cells: Cells,
   image_size: Array,
   config: DetectorConfig,
+  train: bool = False,
 ) -> tuple[Array, Array, Array]:
   """The likeliest boxes that are not the same.
 
@@ -288,6 +304,7 @@ def propose(
     cells: of its pyramid.
     image_size: [B, 2] int32 valid (height, width), pixels.
     config: how many, and how alike.
+    train: as many as in training.
 
   Returns:
     Boxes [B, proposals, 4] xyxy, pixels of the padded input, clipped to the
@@ -295,7 +312,10 @@ def propose(
     which there are, the likeliest first.
   Reference: the research code clips to the padded input.
   """
-  count = min(config.candidates, logits.shape[1])
+  candidates, proposals = config.candidates, config.proposals
+  if train:
+    candidates, proposals = config.train_candidates, config.train_proposals
+  count = min(candidates, logits.shape[1])
   logits, index = jax.lax.top_k(logits, count)
   center = jnp.asarray(cells.centers)[index]
   side = jnp.asarray(cells.side)[index]
@@ -306,7 +326,7 @@ def propose(
   keep = roi.nms(
     boxes, logits, jnp.ones(logits.shape, bool), config.nms_threshold
   )
-  index, there = roi.best(logits, keep, min(config.proposals, count))
+  index, there = roi.best(logits, keep, min(proposals, count))
   boxes = jnp.take_along_axis(boxes, index[..., None], axis=1)
   scores = nn.sigmoid(jnp.take_along_axis(logits, index, axis=1))
   limit = jnp.asarray(image_size[:, None, ::-1], boxes.dtype)
@@ -491,7 +511,7 @@ def moves_to(boxes: Array, others: Array) -> Array:
 
 
 def match(
-  boxes: Array, true_boxes: Array, weights: Array, threshold: float = 0.6
+  boxes: Array, true_boxes: Array, weights: Array, threshold: float
 ) -> tuple[Array, Array]:
   """Which true box each box is of.
 
@@ -545,3 +565,160 @@ def detect(
   index, there = roi.best(scores, keep, min(config.detections, scores.shape[1]))
   boxes_px = jnp.take_along_axis(boxes_px, index[..., None], axis=1)
   return boxes_px, jnp.take_along_axis(scores, index, axis=1), there
+
+
+@struct.dataclass
+class Seen:
+  """What the detector says of images whose things are known, and should say.
+
+  Attributes:
+    logits: [B, cells] from `ProposalHead`.
+    distances: [B, cells, 4], from there too.
+    heat, is_center, target_distances, has_box: what these should be, see
+      `Targets`.
+    boxes_px: [B, S, 4] xyxy, pixels of the padded input, that `BoxHead` read.
+    box_weights: [B, S], 1, or 0 where there were fewer boxes.
+    box_logits: [B, S] from `BoxHead`.
+    box_moves: [B, S, 4], from there too.
+    is_thing: [B, S] bool, what the logits should be.
+    target_moves: [B, S, 4], what the moves of things should be.
+  """
+
+  logits: Array
+  distances: Array
+  heat: Array
+  is_center: Array
+  target_distances: Array
+  has_box: Array
+  boxes_px: Array
+  box_weights: Array
+  box_logits: Array
+  box_moves: Array
+  is_thing: Array
+  target_moves: Array
+
+
+def sample(
+  is_thing: Array, there: Array, config: DetectorConfig, key: Array | None
+) -> tuple[Array, Array]:
+  """The boxes to learn from: some with things, the others without.
+
+  Args:
+    is_thing: [B, N] bool.
+    there: [B, N] bool; other boxes are not drawn.
+    config: how many.
+    key: of the draw; None takes the first ones.
+
+  Returns:
+    Their indices [B, samples] int32, those of things first, and [B, samples]
+    bool, which were drawn at all; as many as there are if that is fewer.
+  Source: arXiv 1504.08083, section 2.3.
+  """
+  batch, count = is_thing.shape
+  size = min(config.samples, count)
+  # In [0, 1), the order within each group.
+  order = jnp.broadcast_to(jnp.arange(count) / count, (batch, count))
+  if key is not None:
+    order = jax.random.uniform(key, (batch, count))
+  things = is_thing & there
+  rank = jnp.argsort(jnp.argsort(jnp.where(things, order, 1.0), axis=1), axis=1)
+  few = rank < int(size * config.thing_share)
+  group = jnp.where(
+    things, jnp.where(few, 0, 2), jnp.where(there & ~is_thing, 1, 2)
+  )
+  _, index = jax.lax.top_k(-(group + order), size)
+  return index, jnp.take_along_axis(group, index, axis=1) < 2
+
+
+class Detector(nn.Module):
+  """Finds the things of an image that are worth a caption."""
+
+  config: DetectorConfig
+
+  def setup(self):
+    """Makes the parts."""
+    self.pyramid = FeaturePyramid(self.config)
+    self.proposal_head = ProposalHead(self.config)
+    self.box_head = BoxHead(self.config)
+
+  def _look(self, features: Array, canvas: tuple[int, int]):
+    pyramid = self.pyramid(features)
+    sizes = [(x.shape[1], x.shape[2]) for x in pyramid]
+    cells = cells_of((features.shape[1], features.shape[2]), sizes, canvas)
+    return pyramid, cells, *self.proposal_head(pyramid)
+
+  def _read(self, pyramid, boxes_px, features, canvas):
+    grid = features.shape[1], features.shape[2]
+    return self.box_head(
+      read_boxes(pyramid, boxes_px, grid, canvas, self.config)
+    )
+
+  def __call__(
+    self, features: Array, image_size: Array, canvas: tuple[int, int]
+  ) -> tuple[Array, Array, Array]:
+    """Detects.
+
+    Args:
+      features: [B, h, w, C] of the image.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      canvas: (height, width) of the padded input, pixels.
+
+    Returns: boxes, scores and which there are, see `detect`.
+    """
+    pyramid, cells, logits, distances = self._look(features, canvas)
+    boxes, scores, there = propose(
+      logits, distances, cells, image_size, self.config
+    )
+    logits, moves = self._read(pyramid, boxes, features, canvas)
+    return detect(boxes, scores, there, logits, moves, image_size, self.config)
+
+  def learn(
+    self,
+    features: Array,
+    image_size: Array,
+    canvas: tuple[int, int],
+    things_px: Array,
+    weights: Array,
+    key: Array | None = None,
+  ) -> Seen:
+    """What is said of images whose things are known, and should be.
+
+    The second stage reads proposals, and the things' own boxes, of which some
+    are drawn; no gradient reaches the proposals through it.
+
+    Args:
+      features: [B, h, w, C] of the image.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      canvas: (height, width) of the padded input, pixels.
+      things_px: [B, O, 4] xyxy, pixels of the padded input.
+      weights: [B, O]; a thing of weight 0 is not there.
+      key: of the draw; None takes the likeliest proposals.
+    """
+    config = self.config
+    pyramid, cells, logits, distances = self._look(features, canvas)
+    targets = assign(things_px, weights, cells, config)
+    boxes, _, there = jax.lax.stop_gradient(
+      propose(logits, distances, cells, image_size, config, train=True)
+    )
+    boxes = jnp.concatenate([things_px, boxes], axis=1)
+    there = jnp.concatenate([weights > 0, there], axis=1)
+    index, is_thing = match(boxes, things_px, weights, config.match_threshold)
+    drawn, there = sample(is_thing, there, config, key)
+    boxes = jnp.take_along_axis(boxes, drawn[..., None], axis=1)
+    index = jnp.take_along_axis(index, drawn, axis=1)
+    matched = jnp.take_along_axis(things_px, index[..., None], axis=1)
+    box_logits, box_moves = self._read(pyramid, boxes, features, canvas)
+    return Seen(
+      logits=logits,
+      distances=distances,
+      heat=targets.heat,
+      is_center=targets.is_center,
+      target_distances=targets.distances,
+      has_box=targets.has_box,
+      boxes_px=boxes,
+      box_weights=jnp.asarray(there, jnp.float32),
+      box_logits=box_logits,
+      box_moves=box_moves,
+      is_thing=jnp.take_along_axis(is_thing, drawn, axis=1) & there,
+      target_moves=moves_to(boxes, matched),
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pixel_llm.model import region, roi
+from pixel_llm.model import detector, region, roi
 
 Array = jax.Array
 
@@ -363,6 +363,43 @@ def box_loss(
   away, _ = _weigh(jnp.where(is_thing, away, 0.0), weights)
   wrong, weight = _weigh(wrong, weights)
   return wrong, away, weight
+
+
+def detection_loss(
+  seen: detector.Seen, weights: Array
+) -> tuple[Array, Array, Array, Array]:
+  """The losses of both stages of the detector.
+
+  Args:
+    seen: what was said and should have been.
+    weights: [B]; 0 where not every thing of an image has its box.
+
+  Returns:
+    Four scalars, means over the things, the cells and the boxes of the batch:
+    of where centres are, of how far sides are, of which boxes hold a thing, and
+    of where exactly it is. The published total weights them 0.5, 1, 1 and 1.
+
+  Source: scenic pixel_llm, `modeling/box_decoder.py`.
+  """
+  hit, miss, centers = center_loss(
+    seen.logits, seen.heat, seen.is_center, weights
+  )
+  sides, cells = side_loss(
+    seen.distances, seen.target_distances, seen.has_box, weights
+  )
+  wrong, away, boxes = box_loss(
+    seen.box_logits,
+    seen.box_moves,
+    seen.target_moves,
+    seen.is_thing,
+    seen.box_weights * weights[:, None],
+  )
+  return (
+    mean(hit + miss, centers),
+    mean(sides, cells),
+    mean(wrong, boxes),
+    mean(away, boxes),
+  )
 
 
 def _float(x: Array) -> Array:

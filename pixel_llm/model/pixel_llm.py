@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import geometry
+from pixel_llm.model import detector as detector_lib
 from pixel_llm.model import eva as eva_lib
 from pixel_llm.model import mask as mask_lib
 from pixel_llm.model import prompt as prompt_lib
@@ -41,6 +42,7 @@ class ModelConfig:
     t5: language model.
     regression: per-token regression head.
     mask: mask decoder of the answers' boxes; None leaves masks out.
+    detector: finds what is worth a caption; None leaves it out.
   """
 
   eva: eva_lib.EvaConfig | None = dataclasses.field(
@@ -61,6 +63,7 @@ class ModelConfig:
     default_factory=regression_lib.RegressionConfig
   )
   mask: mask_lib.MaskConfig | None = None
+  detector: detector_lib.DetectorConfig | None = None
 
   def __post_init__(self):
     if self.eva is None and self.sam is None:
@@ -96,6 +99,12 @@ def normalize(image: Array, image_size: Array, mean, std) -> Array:
   columns = jnp.arange(width)[None, :] < image_size[:, 1:]
   valid = rows[:, :, None, None] & columns[:, None, :, None]
   return jnp.where(valid, pixels, 0.0)
+
+
+def _pixels(boxes: Array, scale: Array, canvas: tuple[int, int]) -> Array:
+  """Normalized boxes -> pixels of the padded input; `scale` of `_valid_box`."""
+  height, width = canvas
+  return boxes * scale * jnp.asarray([[[width, height] * 2]], jnp.float32)
 
 
 def _valid_box(
@@ -148,6 +157,9 @@ class PixelLLM(nn.Module):
       self.mask_decoder = mask_lib.MaskDecoder(c.mask)
       if c.mask.adapter is not None:
         self.mask_adapter = mask_lib.MaskAdapter(c.mask.adapter)
+    self.detector = (
+      detector_lib.Detector(c.detector) if c.detector is not None else None
+    )
 
   def encode_image(
     self, image: Array, image_size: Array, deterministic: bool = True
@@ -243,8 +255,7 @@ class PixelLLM(nn.Module):
     """
     valid_box, scale = _valid_box(image_size, canvas)
     boxes = prompt_boxes * scale
-    height, width = canvas
-    boxes_px = boxes * jnp.asarray([[[width, height] * 2]], jnp.float32)
+    boxes_px = _pixels(prompt_boxes, scale, canvas)
     prompts = self.prompt_encoder.boxes(boxes_px, canvas)
     positions = self.prompt_encoder.positions(*features.shape[1:3])
     visual = self.projection(self.extractor(features, positions, prompts))
@@ -339,15 +350,42 @@ class PixelLLM(nn.Module):
     if self.mask_decoder is None:
       raise ValueError('segment: expected ModelConfig.mask, got None.')
     _, scale = _valid_box(image_size, canvas)
-    height, width = canvas
-    sides = jnp.asarray([[[width, height] * 2]], jnp.float32)
-    boxes_px = jax.lax.stop_gradient(boxes) * scale * sides
+    boxes_px = _pixels(jax.lax.stop_gradient(boxes), scale, canvas)
     prompts = self.prompt_encoder.boxes(boxes_px, canvas)
     if self.mask_adapter is not None:
       valid = jnp.concatenate([visual_valid, words], axis=-1)
       prompts = self.mask_adapter(prompts, visual, hidden, valid)
     positions = self.prompt_encoder.positions(*sam_features.shape[1:3])
     return self.mask_decoder(sam_features, positions, prompts, ambiguous)
+
+  def detect(
+    self, features: Array, image_size: Array, canvas: tuple[int, int]
+  ) -> tuple[Array, Array, Array]:
+    """The boxes that are worth a caption.
+
+    Args:
+      features: [B, h, w, channels] from `encode_image`.
+      image_size: [B, 2] int32 valid (height, width), pixels.
+      canvas: (height, width) of the padded input, pixels.
+
+    Returns:
+      Boxes [B, D, 4] xyxy, normalized to the valid image; their scores [B, D]
+      in [0, 1]; and [B, D] bool, which there are, the best first.
+
+    Raises:
+      ValueError: the network has no detector.
+
+    Source: paper section 3.4, dense object captioning.
+    """
+    if self.detector is None:
+      raise ValueError('detect: expected ModelConfig.detector, got None.')
+    boxes_px, scores, there = self.detector(features, image_size, canvas)
+    _, scale = _valid_box(image_size, canvas)
+    return (
+      boxes_px / _pixels(jnp.ones_like(scale), scale, canvas),
+      scores,
+      there,
+    )
 
   def __call__(
     self,
@@ -359,7 +397,8 @@ class PixelLLM(nn.Module):
     """Teacher forcing: logits, hidden states and points of every token.
 
     With `ModelConfig.mask` a mask of each answer too: of the box at its last
-    word.
+    word. With `ModelConfig.detector` and `Batch.objects` also what it says of
+    them; unless deterministic it learns from boxes drawn by 'dropout'.
 
     Args:
       batch: what is asked and answered.
@@ -401,6 +440,18 @@ class PixelLLM(nn.Module):
         hidden,
         batch.decoder_target_tokens > 0,
       )
+    seen = None
+    objects = batch.objects
+    if self.detector is not None and objects is not None and objects.shape[1]:
+      _, scale = _valid_box(batch.image_size, canvas)
+      seen = self.detector.learn(
+        features,
+        batch.image_size,
+        canvas,
+        _pixels(objects, scale, canvas),
+        batch.object_weights,
+        None if deterministic else self.make_rng('dropout'),
+      )
     return batch_lib.Output(
       logits=logits.reshape(b, r, length, -1),
       hidden=hidden,
@@ -409,6 +460,7 @@ class PixelLLM(nn.Module):
       proposals=self.propose(features, batch.image_size, canvas),
       mask_logits=mask_logits,
       mask_ious=mask_ious,
+      seen=seen,
     )
 
   def start_decoding(

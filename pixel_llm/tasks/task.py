@@ -175,6 +175,9 @@ def features(
   rows = [row(task, example.regions[i], vocabulary, sizes) for i in chosen]
   rows += [empty_row(sizes)] * (sizes.regions - len(rows))
   out = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+  for name, spec in batch_lib.Batch.specs().items():
+    if name not in out:
+      out[name] = np.zeros(spec.shape(sizes)[1:], spec.dtype)
   out['image'] = pixels
   out['image_size'] = np.asarray(fit.size, np.int32)
   return out

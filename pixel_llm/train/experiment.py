@@ -32,6 +32,8 @@ class StreamConfig:
     regions: regions an image.
     context: text prompt tokens, end token included.
     length: target tokens, end token included.
+    objects: things to detect an image at most; 0 for none.
+    mask: side of the masks to learn from, over the padded input; 0 for none.
   """
 
   mixture: str = ''
@@ -40,6 +42,8 @@ class StreamConfig:
   regions: int = 1
   context: int = 8
   length: int = 128
+  objects: int = 0
+  mask: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,8 @@ class DataConfig:
       context=shape.context,
       length=shape.length,
       points=self.points,
+      objects=shape.objects,
+      mask=shape.mask,
     )
 
 
@@ -87,11 +93,26 @@ class LossConfig:
       unit; ours does not change with the input size.
     proposal_weight: of the boxes that cells propose; without `model.region`
       there are none.
+    focal_weight: of the masks' focal loss, if `model.mask` learns from masks.
+    dice_weight: of their dice loss.
+    mask_iou_weight: of the squared error of the IoU that they predict.
+    center_weight: of where the centres of things are, if `model.detector`
+      learns from things.
+    side_weight: of how far their sides are.
+    thing_weight: of which boxes hold a thing.
+    move_weight: of where exactly it is in them.
   """
 
   label_smoothing: float = 0.1
   point_weight: float = 38.4
   proposal_weight: float = 1.0
+  focal_weight: float = 20.0
+  dice_weight: float = 1.0
+  mask_iou_weight: float = 1.0
+  center_weight: float = 0.5
+  side_weight: float = 1.0
+  thing_weight: float = 1.0
+  move_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +123,8 @@ class EvalTaskConfig:
   regions: int = 1
   context: int = 8
   length: int = 128
+  objects: int = 0
+  mask: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,7 @@ def init_fn(
     context=2,
     length=2,
     points=config.data.points,
+    objects=1,
   )
 
   def init(key):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from pixel_llm import batch as batch_lib
@@ -58,7 +59,42 @@ def loss_fn(
     )
     loss = loss + config.proposal_weight * proposals
     metrics['proposal_loss'] = proposals
+  if output.mask_logits is not None and batch.masks.shape[-1]:
+    *parts, weight = losses.mask_loss(
+      output.mask_logits,
+      output.mask_ious,
+      batch.masks,
+      valid_pixels(batch),
+      batch.mask_weights,
+      config.focal_weight,
+      config.dice_weight,
+    )
+    focal, dice, iou = (losses.mean(part, weight) for part in parts)
+    loss = loss + config.focal_weight * focal + config.dice_weight * dice
+    loss = loss + config.mask_iou_weight * iou
+    metrics |= {'mask_focal': focal, 'mask_dice': dice, 'mask_iou_error': iou}
+  if output.seen is not None:
+    centers, sides, things, moves = losses.detection_loss(
+      output.seen, batch.detection_weights
+    )
+    loss = loss + config.center_weight * centers + config.side_weight * sides
+    loss = loss + config.thing_weight * things + config.move_weight * moves
+    metrics |= {
+      'center_loss': centers,
+      'side_loss': sides,
+      'thing_loss': things,
+      'move_loss': moves,
+    }
   return loss, {'loss': loss, **metrics}
+
+
+def valid_pixels(batch: batch_lib.Batch) -> jax.Array:
+  """[B, M, M] float32: 1 where a pixel of `Batch.masks` is of the image."""
+  side = batch.masks.shape[-1]
+  # The middle of each pixel, in pixels of the padded input.
+  at = (jnp.arange(side) + 0.5) * (batch.image.shape[1] / side)
+  inside = at[None, None] < batch.image_size[..., None]
+  return jnp.asarray(inside[:, 0, :, None] & inside[:, 1, None], jnp.float32)
 
 
 def train_step(

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -273,7 +275,7 @@ def test_detections_equal_the_golden(golden, config):
 def test_matches_equal_the_golden(golden):
   boxes = np.clip(golden['out/proposals/boxes'], 0, 96)
   index, is_thing = detector.match(
-    boxes, golden['in/gt_boxes'], golden['in/gt_classes']
+    boxes, golden['in/gt_boxes'], golden['in/gt_classes'], 0.6
   )
   np.testing.assert_array_equal(index, golden['out/match_gt/idx'])
   np.testing.assert_array_equal(is_thing, golden['out/match_gt/classes'] > 0)
@@ -282,7 +284,7 @@ def test_matches_equal_the_golden(golden):
 def test_losses_of_the_second_stage_equal_the_golden(golden, config):
   # All proposals and the true boxes, of which one is padding.
   boxes, true = golden['out/train/last_proposals'], golden['in/gt_boxes']
-  index, is_thing = detector.match(boxes, true, golden['in/gt_classes'])
+  index, is_thing = detector.match(boxes, true, golden['in/gt_classes'], 0.6)
   assert np.asarray(is_thing).sum() == 5
   targets = detector.moves_to(
     boxes, np.take_along_axis(true, np.asarray(index)[..., None], 1)
@@ -305,7 +307,7 @@ def test_losses_of_the_second_stage_equal_the_golden(golden, config):
 def test_boxes_that_weigh_nothing_match_nothing_and_cost_nothing():
   boxes = np.asarray([[[0, 0, 4, 4], [1, 1, 5, 5], [9, 9, 9, 9]]], np.float32)
   same, weights = boxes.copy(), np.asarray([[1.0, 0.0, 1.0]])
-  index, is_thing = detector.match(boxes, same, weights)
+  index, is_thing = detector.match(boxes, same, weights, 0.6)
   assert index.tolist() == [[0, 0, 0]]
   assert is_thing.tolist() == [[True, False, False]]
   logits = np.asarray([[1.0, -2.0, 3.0]])
@@ -592,6 +594,121 @@ def test_gradients_reach_every_parameter(tiny):
     assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
 
 
+def draw(is_thing, there, key, **numbers):
+  config = dataclasses.replace(CONFIG, **numbers)
+  index, drawn = detector.sample(
+    np.asarray([is_thing]), np.asarray([there]), config, key
+  )
+  return np.asarray(index)[0], np.asarray(drawn)[0]
+
+
+def test_things_are_drawn_up_to_their_share():
+  is_thing, there = np.arange(40) % 4 == 0, np.arange(40) != 8
+  drawn = {'samples': 16, 'thing_share': 0.25}
+  index, real = draw(is_thing, there, None, **drawn)
+  assert real.all()
+  assert index.tolist() == [
+    0,
+    4,
+    12,
+    16,
+    1,
+    2,
+    3,
+    5,
+    6,
+    7,
+    *range(9, 12),
+    13,
+    14,
+    15,
+  ]
+  sets = []
+  for seed in range(20):
+    index, real = draw(is_thing, there, jax.random.key(seed), **drawn)
+    assert real.all()
+    assert len(set(index)) == 16
+    assert 8 not in index
+    assert is_thing[index].tolist() == [True] * 4 + [False] * 12
+    sets.append(tuple(index))
+  assert len(set(sets)) == 20
+  assert set(np.concatenate(sets)) == set(range(40)) - {8}
+
+
+def test_fewer_boxes_than_samples_are_all_drawn():
+  is_thing, there = np.arange(6) < 4, np.arange(6) != 5
+  index, real = draw(is_thing, there, None, samples=16, thing_share=0.5)
+  # Three things at most of six, and one without that is there.
+  assert index[real].tolist() == [0, 1, 2, 4]
+
+
+@pytest.fixture(scope='module', name='learned')
+def learned_fixture():
+  """A detector that has learned where four things are."""
+  config = dataclasses.replace(CONFIG, detection_score=0.3)
+  model = detector.Detector(config)
+  rng = np.random.default_rng(3)
+  features = rng.normal(size=(2, 6, 6, 8)).astype('f')
+  size = np.asarray([[96, 96], [96, 80]], np.int32)
+  things = np.float32(
+    [[[8, 8, 40, 40], [48, 50, 90, 90]], [[6, 40, 70, 92], [0, 0, 0, 0]]]
+  )
+  weights = np.float32([[1, 1], [1, 0]])
+  given = (features, size, CANVAS, things, weights)
+  init = jax.jit(
+    lambda key: model.init(key, *given, method='learn')['params'],
+    compiler_options=FAST_COMPILE,
+  )
+  params = nn.unbox(init(jax.random.key(0)))
+  adam = optax.adam(3e-3)
+
+  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+  def update(params, state, key):
+    def loss_of(params):
+      seen = model.apply({'params': params}, *given, key, method='learn')
+      return sum(losses.detection_loss(seen, jnp.ones(2)))
+
+    loss, grads = jax.value_and_grad(loss_of)(params)
+    updates, state = adam.update(grads, state)
+    return optax.apply_updates(params, updates), state, loss
+
+  state, curve = adam.init(params), []
+  for step in range(150):
+    params, state, loss = update(params, state, jax.random.key(step))
+    curve.append(float(loss))
+  return model, params, given, curve
+
+
+def test_a_detector_learns_where_things_are(learned):
+  model, params, (features, size, _, things, _), curve = learned
+  assert curve[-1] < 0.2 * curve[0]
+  found, scores, there = jax.jit(
+    lambda params: model.apply({'params': params}, features, size, CANVAS)
+  )(params)
+  found = [np.asarray(f)[t] for f, t in zip(found, np.asarray(there))]
+  assert [len(f) for f in found] == [2, 1]
+  assert np.asarray(scores)[np.asarray(there)].min() > 0.5
+  for boxes, true in zip(found, (things[0], things[1, :1])):
+    assert (geometry.pairwise_iou(boxes, true).max(0) > 0.8).all()
+
+
+def test_images_not_wholly_labelled_teach_nothing(learned):
+  model, params, (features, size, _, things, weights), _ = learned
+
+  def loss_of(features, weight):
+    given = (features, size, CANVAS, things, weights)
+    seen = model.apply({'params': params}, *given, method='learn')
+    return losses.detection_loss(seen, weight)
+
+  loss_of = jax.jit(loss_of)
+  other = np.stack([features[0], -features[1]])
+  first = np.float32([1, 0])
+  for a, b in zip(loss_of(features, first), loss_of(other, first)):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+  assert [float(x) for x in loss_of(features, 0 * first)] == [0] * 4
+  assert sum(loss_of(other, 1 - first)) > 2 * sum(loss_of(features, 1 - first))
+
+
 def test_at_first_little_is_a_centre_and_boxes_are_sixteen_cells_wide(tiny):
   run, params, features = tiny
   logits, distances = jax.jit(run)(nn.unbox(params), features)
@@ -606,6 +723,7 @@ def test_at_first_little_is_a_centre_and_boxes_are_sixteen_cells_wide(tiny):
     ({'groups': 3}, r'tower_channels: expected a multiple of groups = 3'),
     ({'detections': 11}, r'detections: expected 1 to proposals = 10, got 11'),
     ({'proposals': 21}, r'proposals: expected 1 to candidates = 20, got 21'),
+    ({'train_proposals': 2001}, r'train_proposals: .* train_candidates = 2000'),
   ],
 )
 def test_impossible_numbers_are_refused(change, message):

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import geometry
-from pixel_llm.model import decoding, mask, pixel_llm, prompt, region
+from pixel_llm.model import decoding, detector, pixel_llm, region
 from pixel_llm.tasks import task as task_lib
 
 REGION = region.RegionConfig(bins=2, bin_channels=4, mlp_dim=12, cells=3)
@@ -74,10 +74,15 @@ def test_padding_pixels_do_not_matter(forward):
 def test_a_region_does_not_see_the_others(forward):
   batch = tiny.random_batch()
   other = tiny.random_batch(seed=1)
-  mixed = jax.tree.map(
-    lambda a, b: np.concatenate([a[:, :1], b[:, 1:]], 1), batch, other
+  mixed = batch.replace(
+    **{
+      name: np.concatenate(
+        [getattr(batch, name)[:, :1], getattr(other, name)[:, 1:]], axis=1
+      )
+      for name, spec in batch.specs().items()
+      if spec.dims[:2] == ('B', 'R')
+    }
   )
-  mixed = mixed.replace(image=batch.image, image_size=batch.image_size)
   left, right = forward(batch), forward(mixed)
   np.testing.assert_allclose(left.points[:, 0], right.points[:, 0], atol=1e-5)
   assert np.abs(left.points[:, 1] - right.points[:, 1]).max() > 1e-3
@@ -198,28 +203,10 @@ def test_paper_sized_config_has_the_published_parts():
 # --- Masks
 
 
-def mask_config(**changes):
-  two_way = prompt.TwoWayConfig(depth=2, width=16, num_heads=2, mlp_dim=24)
-  config = tiny.model_config()
-  return dataclasses.replace(
-    config,
-    sam=dataclasses.replace(config.sam, out_channels=16),
-    mask=mask.MaskConfig(
-      depth=2,
-      width=16,
-      num_heads=2,
-      mlp_dim=24,
-      iou_dim=16,
-      adapter=two_way,
-      **changes,
-    ),
-  )
-
-
 @pytest.fixture(scope='module')
 def segmenter():
   """(model, parameters of which no gate is closed)."""
-  model, params = tiny.init(mask_config())
+  model, params = tiny.init(tiny.full_config())
   gate = params['mask_adapter']['gate']
   params['mask_adapter']['gate'] = np.full(gate.shape, 0.7, np.float32)
   return model, params
@@ -372,7 +359,7 @@ def test_encoded_images_get_masks_with_the_features_of_sam(answered):
 
 
 def test_impossible_masks_are_refused():
-  config = mask_config()
+  config = tiny.full_config()
   with pytest.raises(ValueError, match='features of sam, got None'):
     dataclasses.replace(config, sam=None)
   narrow = dataclasses.replace(config.prompt, embed_dim=8)
@@ -449,3 +436,42 @@ def test_products_are_bfloat16_but_for_words_and_places(network):
       'out',
     }
     assert any(where.endswith('regression/out') for where in wide)
+
+
+def test_what_is_detected_is_in_the_image(segmenter):
+  model, params = segmenter
+  batch = tiny.random_batch()
+  features = np.random.default_rng(1).normal(size=(8, 4, 4, 32)).astype('f')
+
+  @jax.jit
+  def detect(features, size):
+    return model.apply(
+      {'params': params}, features, size, (32, 32), method='detect'
+    )
+
+  boxes, scores, there = map(np.asarray, detect(features, batch.image_size))
+  assert boxes.shape == (8, 5, 4)
+  assert scores.shape == there.shape == (8, 5)
+  assert there.any()
+  assert (boxes >= 0).all()
+  assert (boxes <= 1 + 1e-6).all()
+  # In pixels of the padded input they are what the detector says.
+  model = detector.Detector(model.config.detector)
+  boxes_px, *_ = model.apply(
+    {'params': params['detector']}, features, batch.image_size, (32, 32)
+  )
+  sides = np.tile(batch.image_size[:, None, ::-1], 2)
+  np.testing.assert_allclose(boxes * sides, boxes_px, atol=1e-3)
+
+
+def test_nothing_is_detected_without_its_config(network):
+  model, params = network
+  batch = tiny.random_batch()
+  with pytest.raises(ValueError, match='detector, got None'):
+    model.apply(
+      {'params': params},
+      np.zeros((8, 4, 4, 24), np.float32),
+      batch.image_size,
+      (32, 32),
+      method='detect',
+    )

@@ -19,7 +19,7 @@ from pixel_llm.train import experiment, optimizer, parameters, state, step
 
 @pytest.fixture(scope='module')
 def network():
-  return tiny.init(tiny.model_config())
+  return tiny.init(tiny.full_config())
 
 
 @pytest.fixture(scope='module')
@@ -37,19 +37,50 @@ def rows(batch, which):
 
 def test_a_mixed_batch_costs_what_its_parts_cost(loss):
   batch = tiny.random_batch()
-  weights = batch.decoder_loss_weights.copy()
-  points = batch.point_weights.copy()
-  weights[:4] = 0  # Four examples of a task that only points,
-  points[4:] = 0  # and four of one that only speaks.
-  mixed = batch.replace(decoder_loss_weights=weights, point_weights=points)
-  whole = loss(mixed)
-  pointing = loss(rows(mixed, [0, 1, 2, 3] * 2))
-  speaking = loss(rows(mixed, [4, 5, 6, 7] * 2))
-  np.testing.assert_allclose(whole['point_l1'], pointing['point_l1'], rtol=1e-5)
+  # Two examples each of tasks that only speak, point, draw masks, detect.
+  parts = {
+    'decoder_loss_weights': ('word_loss',),
+    'point_weights': ('point_l1',),
+    'mask_weights': ('mask_focal', 'mask_dice', 'mask_iou_error'),
+    'detection_weights': (
+      'center_loss',
+      'side_loss',
+      'thing_loss',
+      'move_loss',
+    ),
+  }
+  for i, name in enumerate(parts):
+    weights = getattr(batch, name).copy()
+    weights[: 2 * i] = weights[2 * i + 2 :] = 0
+    batch = batch.replace(**{name: weights})
+  whole = loss(batch)
+  config = experiment.LossConfig()
+  weighted = {
+    'word_loss': 1,
+    'point_l1': config.point_weight,
+    'mask_focal': config.focal_weight,
+    'mask_dice': config.dice_weight,
+    'mask_iou_error': config.mask_iou_weight,
+    'center_loss': config.center_weight,
+    'side_loss': config.side_weight,
+    'thing_loss': config.thing_weight,
+    'move_loss': config.move_weight,
+  }
   np.testing.assert_allclose(
-    whole['word_loss'], speaking['word_loss'], rtol=1e-5
+    whole['loss'],
+    sum(w * whole[name] for name, w in weighted.items()),
+    rtol=1e-5,
   )
-  assert pointing['word_loss'] == speaking['point_l1'] == 0
+  for i, name in enumerate(parts):
+    part = loss(rows(batch, [2 * i, 2 * i + 1] * 4))
+    for metric in weighted:
+      if metric in parts[name]:
+        assert part[metric] > 0
+        np.testing.assert_allclose(
+          part[metric], whole[metric], rtol=1e-4, err_msg=metric
+        )
+      else:
+        assert part[metric] == 0, (name, metric)
 
 
 def test_proposals_learn_from_boxes_alone():
@@ -147,6 +178,15 @@ def test_training_a_few_steps_fits_a_batch(network):
     current, metrics = function(current, batch)
     history.append(float(metrics['loss']))
   assert history[-1] < 0.6 * history[0]
+
+
+def test_masks_are_compared_within_the_image():
+  batch = tiny.random_batch()
+  batch = batch.replace(image_size=np.tile(np.int32([[32, 20]]), (8, 1)))
+  pixels = np.asarray(step.valid_pixels(batch))
+  assert pixels.shape == (8, 16, 16)
+  assert pixels[:, :, :10].all()
+  assert not pixels[:, :, 10:].any()
 
 
 @pytest.mark.slow
