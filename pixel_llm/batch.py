@@ -55,6 +55,7 @@ class BatchSizes:
     points: P, points a token.
     objects: O, things to detect an image; 0 for none.
     mask: M, side of the true masks, which cover the padded input; 0 for none.
+    prompt_points: K, points of a location prompt; 0 for boxes alone.
   """
 
   batch: int = 8
@@ -65,6 +66,7 @@ class BatchSizes:
   points: int = 2
   objects: int = 0
   mask: int = 0
+  prompt_points: int = 0
 
   def table(self) -> dict[str, int]:
     """Dimension name -> size."""
@@ -78,6 +80,7 @@ class BatchSizes:
       'P': self.points,
       'O': self.objects,
       'M': self.mask,
+      'K': self.prompt_points,
     }
 
 
@@ -86,15 +89,22 @@ class Batch:
   """One batch of images with the questions asked of each.
 
   B images, R regions each, C prompt tokens, L target tokens, P points a token;
-  O things to detect an image, masks of M x M. An unmarked coordinate is
-  normalized to the valid image, in [0, 1]; x before y; boxes are xyxy. A
-  missing thing has weight 0, never a sentinel value.
+  K points of a prompt, O things to detect, masks of M x M. An unmarked
+  coordinate is normalized to the valid image, in [0, 1]; x before y; boxes are
+  xyxy. A missing thing has weight 0, never a sentinel value.
   """
 
   image: Array = array('B H W 3', 'uint8', 'RGB, zero-padded bottom and right')
   image_size: Array = array('B 2', 'int32', 'valid (height, width), pixels')
   prompt_boxes: Array = array(
     'B R 4', 'float32', 'xyxy; the whole image when there is no prompt'
+  )
+  prompt_box_weights: Array = array(
+    'B R', 'float32', '0: points alone say where (if K > 0)'
+  )
+  prompt_points: Array = array('B R K 2', 'float32', 'xy pointed at')
+  prompt_labels: Array = array(
+    'B R K', 'int32', '1: on what is meant, -1: not on it, 0: no point'
   )
   encoder_input_tokens: Array = array(
     'B R C', 'int32', 'text prompt, 0 is padding'

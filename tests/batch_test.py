@@ -20,6 +20,7 @@ SIZES = batch_lib.BatchSizes(
   points=4,
   objects=6,
   mask=8,
+  prompt_points=9,
 )
 
 
@@ -30,6 +31,9 @@ def test_table_is_the_shapes():
     'image': (2, 28, 28, 3),
     'image_size': (2, 2),
     'prompt_boxes': (2, 3, 4),
+    'prompt_box_weights': (2, 3),
+    'prompt_points': (2, 3, 9, 2),
+    'prompt_labels': (2, 3, 9),
     'encoder_input_tokens': (2, 3, 5),
     'decoder_target_tokens': (2, 3, 7),
     'decoder_loss_weights': (2, 3, 7),
@@ -54,7 +58,7 @@ def test_every_row_has_a_known_dimension_dtype_and_meaning():
     assert all(d in names or d.isdigit() for d in spec.dims), name
     assert np.dtype(spec.dtype).name == spec.dtype
     assert spec.meaning
-  assert set(SIZES.table().values()) == {2, 28, 3, 5, 7, 4, 6, 8}
+  assert set(SIZES.table().values()) == {2, 28, 3, 5, 7, 4, 6, 8, 9}
 
 
 def test_shapes_are_those_of_zeros():

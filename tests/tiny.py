@@ -87,6 +87,11 @@ def random_batch(
       np.int32
     ),
     prompt_boxes=boxes,
+    prompt_box_weights=np.ones((b, r), np.float32),
+    prompt_points=rng.random(batch.prompt_points.shape).astype(np.float32),
+    prompt_labels=rng.integers(-1, 2, batch.prompt_labels.shape).astype(
+      np.int32
+    ),
     encoder_input_tokens=rng.integers(
       0, vocab_size, batch.encoder_input_tokens.shape
     ).astype(np.int32),

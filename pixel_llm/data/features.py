@@ -57,6 +57,7 @@ def sizes_of(
     points=table['P'],
     objects=table['O'],
     mask=table['M'],
+    prompt_points=table['K'],
   )
 
 

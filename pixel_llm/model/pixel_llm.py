@@ -107,6 +107,14 @@ def _pixels(boxes: Array, scale: Array, canvas: tuple[int, int]) -> Array:
   return boxes * scale * jnp.asarray([[[width, height] * 2]], jnp.float32)
 
 
+def _points(batch: batch_lib.Batch) -> tuple[Array, Array, Array] | None:
+  """What `embed_regions` needs of the points; None if prompts have none."""
+  points = batch.prompt_points
+  if points is None or not points.shape[2]:
+    return None
+  return points, batch.prompt_labels, batch.prompt_box_weights
+
+
 def _valid_box(
   image_size: Array, canvas: tuple[int, int]
 ) -> tuple[Array, Array]:
@@ -126,9 +134,9 @@ class PixelLLM(nn.Module):
   """The network.
 
   `__call__` is teacher forcing for training; `encode_image`, `embed_regions`,
-  `encode` and `decode_step` are its parts for decoding: an image is encoded
-  once for any number of regions, a region's prompt once for all its tokens,
-  and the points come out of the same pass as the words.
+  `encode_prompts` and `decode_step` are its parts for decoding: an image is
+  encoded once for any number of regions, a region's prompt once for all its
+  tokens, and the points come out of the same pass as the words.
   """
 
   config: ModelConfig
@@ -238,6 +246,7 @@ class PixelLLM(nn.Module):
     prompt_boxes: Array,
     image_size: Array,
     canvas: tuple[int, int],
+    points: tuple[Array, Array, Array] | None = None,
   ) -> tuple[Array, Array]:
     """Visual tokens of each prompt.
 
@@ -246,17 +255,22 @@ class PixelLLM(nn.Module):
       prompt_boxes: [B, R, 4] xyxy, normalized to the valid image.
       image_size: [B, 2] int32 valid (height, width), pixels.
       canvas: (height, width) of the padded input, pixels.
+      points: `prompt_points`, `prompt_labels` and `prompt_box_weights` of a
+        batch; None: boxes alone.
 
     Returns:
       [B, R, V, T5 width], those of the extractor's queries first, then the
       region's own and the image's cells, if any; and their validity
       [B, R, V] bool.
     Source: paper section 3.2.
+    Reference: the research code overwrites points by a grid in their box.
     """
     valid_box, scale = _valid_box(image_size, canvas)
     boxes = prompt_boxes * scale
     boxes_px = _pixels(prompt_boxes, scale, canvas)
     prompts = self.prompt_encoder.boxes(boxes_px, canvas)
+    if points is not None:
+      prompts = self._point(prompts, points, scale, canvas)
     positions = self.prompt_encoder.positions(*features.shape[1:3])
     visual = self.projection(self.extractor(features, positions, prompts))
     valid = jnp.ones(visual.shape[:3], bool)
@@ -264,6 +278,12 @@ class PixelLLM(nn.Module):
       return visual, valid
 
     proposals = self.region.propose(features, valid_box)
+    if points is not None:
+      boxes = jnp.where(
+        points[2][..., None] > 0,
+        boxes,
+        region_lib.pointed_box(proposals, *points[:2]) * scale,
+      )
     proposals = proposals.reshape(features.shape[0], -1, 4) * scale
     own, cells, near = self.region(
       features, boxes, proposals, valid_box, self.prompt_encoder.places
@@ -275,25 +295,31 @@ class PixelLLM(nn.Module):
     valid = jnp.concatenate([valid, valid[:, :, :1], near], axis=2)
     return visual, valid
 
-  def encode(
+  def _point(
     self,
-    features: Array,
-    prompt_boxes: Array,
-    image_size: Array,
-    encoder_input_tokens: Array,
+    prompts: Array,
+    points: tuple[Array, Array, Array],
+    scale: Array,
     canvas: tuple[int, int],
-    deterministic: bool = True,
-  ) -> tuple[Array, Array]:
-    """T5's encoder over [visual tokens, text prompt] of every region.
-
-    Returns: [B * R, S, width] and its validity [B * R, S] bool.
-    """
-    visual, visual_valid = self.embed_regions(
-      features, prompt_boxes, image_size, canvas
+  ) -> Array:
+    """Embedded points [B, R, K, E] before those of boxes that are asked of."""
+    at, labels, box_weights = points
+    height, width = canvas
+    at_px = at * scale[:, None, :, :2] * jnp.asarray([[[[width, height]]]])
+    kinds = jnp.where(
+      labels > 0,
+      prompt_lib.FOREGROUND,
+      jnp.where(labels < 0, prompt_lib.BACKGROUND, prompt_lib.IGNORED),
     )
-    return self.encode_prompts(
-      visual, visual_valid, encoder_input_tokens, deterministic
+    at = self.prompt_encoder.points(at_px, kinds, canvas)
+    # As SAM has it where there is no box.
+    none = self.prompt_encoder.points(
+      jnp.zeros((1, 1, 1, 2)),
+      jnp.full((1, 1, 1), prompt_lib.IGNORED),
+      canvas,
     )
+    asked = box_weights[..., None, None] > 0
+    return jnp.concatenate([at, jnp.where(asked, prompts, none)], axis=2)
 
   def encode_prompts(
     self,
@@ -302,7 +328,16 @@ class PixelLLM(nn.Module):
     encoder_input_tokens: Array,
     deterministic: bool = True,
   ) -> tuple[Array, Array]:
-    """T5's encoder over visual tokens made already; returns as `encode`."""
+    """T5's encoder over [visual tokens, text prompt] of every region.
+
+    Args:
+      visual: [B, R, V, T5 width] from `embed_regions`.
+      visual_valid: [B, R, V] bool, from there too.
+      encoder_input_tokens: [B, R, C] int32.
+      deterministic: no dropout.
+
+    Returns: [B * R, S, width] and its validity [B * R, S] bool.
+    """
     b, r, v, d = visual.shape
     return self.t5.encode(
       visual.reshape(b * r, v, d),
@@ -412,7 +447,7 @@ class PixelLLM(nn.Module):
       maps = self.encode_maps(batch.image, batch.image_size, deterministic)
       features, sam_features = self.join(maps), maps.get('sam')
     visual, visual_valid = self.embed_regions(
-      features, batch.prompt_boxes, batch.image_size, canvas
+      features, batch.prompt_boxes, batch.image_size, canvas, _points(batch)
     )
     encoded, valid = self.encode_prompts(
       visual, visual_valid, batch.encoder_input_tokens, deterministic
@@ -478,12 +513,15 @@ class PixelLLM(nn.Module):
     """
     if features is None:
       features = self.encode_image(batch.image, batch.image_size)
-    encoded, valid = self.encode(
+    visual, visual_valid = self.embed_regions(
       features,
       batch.prompt_boxes,
       batch.image_size,
-      batch.encoder_input_tokens,
       batch.image.shape[1:3],
+      _points(batch),
+    )
+    encoded, valid = self.encode_prompts(
+      visual, visual_valid, batch.encoder_input_tokens
     )
     cross = self.t5.cross_attention_cache(encoded)
     return cross, valid, self.t5.init_cache(encoded.shape[0], length)

@@ -161,6 +161,31 @@ class RegionTokens(nn.Module):
     return read[:, :regions, None], cells, near
 
 
+def pointed_box(proposals: Array, points: Array, labels: Array) -> Array:
+  """The box of what is pointed at: that of the first point's cell.
+
+  Args:
+    proposals: [B, cells, cells, 4] from `RegionTokens.propose`.
+    points: [B, R, K, 2] xy, normalized to the valid image.
+    labels: [B, R, K] int; above 0, a point is on what is meant.
+
+  Returns:
+    [B, R, 4] xyxy, normalized to the valid image; all of it where no point is
+    on what is meant.
+  """
+  batch, cells = proposals.shape[:2]
+  on = labels > 0
+  first = jnp.argmax(on, axis=-1)[..., None, None]
+  point = jnp.take_along_axis(points, first, axis=2)[:, :, 0]
+  cell = jnp.clip(jnp.floor(point * cells), 0, cells - 1).astype(jnp.int32)
+  index = cell[..., 1] * cells + cell[..., 0]
+  boxes = jnp.take_along_axis(
+    proposals.reshape(batch, cells * cells, 4), index[..., None], axis=1
+  )
+  whole = jnp.asarray([[[0.0, 0, 1, 1]]])
+  return jnp.where(jnp.any(on, axis=-1, keepdims=True), boxes, whole)
+
+
 def centers(boxes: Array, grid: int) -> Array:
   """Centres of the parts of boxes.
 

@@ -139,6 +139,7 @@ def empty_row(sizes: batch_lib.BatchSizes) -> dict[str, np.ndarray]:
     name: np.zeros(shape, dtype) for name, shape, dtype in _row_specs(sizes)
   }
   out['prompt_boxes'][:] = WHOLE_IMAGE
+  out['prompt_box_weights'][()] = 1
   return out
 
 

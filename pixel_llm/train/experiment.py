@@ -34,6 +34,7 @@ class StreamConfig:
     length: target tokens, end token included.
     objects: things to detect an image at most; 0 for none.
     mask: side of the masks to learn from, over the padded input; 0 for none.
+    prompt_points: points of a location prompt at most; 0 for boxes alone.
   """
 
   mixture: str = ''
@@ -44,6 +45,7 @@ class StreamConfig:
   length: int = 128
   objects: int = 0
   mask: int = 0
+  prompt_points: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class DataConfig:
       points=self.points,
       objects=shape.objects,
       mask=shape.mask,
+      prompt_points=shape.prompt_points,
     )
 
 
@@ -125,6 +128,7 @@ class EvalTaskConfig:
   length: int = 128
   objects: int = 0
   mask: int = 0
+  prompt_points: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

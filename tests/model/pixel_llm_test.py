@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,57 @@ def test_a_region_does_not_see_the_others(forward):
   left, right = forward(batch), forward(mixed)
   np.testing.assert_allclose(left.points[:, 0], right.points[:, 0], atol=1e-5)
   assert np.abs(left.points[:, 1] - right.points[:, 1]).max() > 1e-3
+
+
+def test_points_say_where(network):
+  model, params = network
+  batch = tiny.random_batch(
+    dataclasses.replace(tiny.SIZES, batch=1, prompt_points=3)
+  )
+  features = np.random.default_rng(2).normal(size=(1, 4, 4, 24)).astype('f')
+
+  @jax.jit
+  def embed(boxes, points, labels, weights):
+    return model.apply(
+      {'params': params},
+      features,
+      boxes,
+      batch.image_size,
+      (32, 32),
+      (points, labels, weights),
+      method='embed_regions',
+    )[0]
+
+  def visual(
+    box=(0.1, 0.2, 0.6, 0.7), box_weight=0.0, points=None, labels=None
+  ):
+    boxes = np.broadcast_to(np.float32(box), (1, 2, 4))
+    points = np.float32(points or [[0.3, 0.3], [0.8, 0.2], [0.5, 0.9]])
+    labels = np.int32(labels or [1, -1, 0])
+    weights = np.full((1, 2), box_weight, np.float32)
+    return embed(
+      boxes,
+      np.broadcast_to(points, (1, 2, 3, 2)),
+      np.broadcast_to(labels, (1, 2, 3)),
+      weights,
+    )
+
+  same = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  differ = lambda a, b: np.abs(a - b).max() > 1e-4
+  # Without a box only points matter, and of these those that are there.
+  same(visual(), visual(box=(0.5, 0.5, 1, 1)))
+  same(visual(), visual(points=[[0.3, 0.3], [0.8, 0.2], [0.1, 0.1]]))
+  assert differ(visual(), visual(points=[[0.7, 0.3], [0.8, 0.2], [0.5, 0.9]]))
+  assert differ(visual(), visual(points=[[0.3, 0.3], [0.8, 0.9], [0.5, 0.9]]))
+  assert differ(visual(), visual(labels=[1, 1, 0]))
+  # With one, both do; no point at all is not the same as no points asked for,
+  # but all such prompts are alike.
+  assert differ(visual(box_weight=1), visual())
+  assert differ(
+    visual(box_weight=1), visual(box_weight=1, box=(0.5, 0.5, 1, 1))
+  )
+  none = {'labels': [0, 0, 0], 'box_weight': 1}
+  same(visual(**none), visual(**none, points=[[0.0, 0], [1, 1], [0, 1]]))
 
 
 def test_words_come_from_earlier_words_only(forward):

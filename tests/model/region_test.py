@@ -212,3 +212,13 @@ def test_every_parameter_has_known_axes(tiny):
 def test_impossible_numbers_are_refused(name):
   with pytest.raises(ValueError, match=f'RegionConfig.{name}: expected'):
     region.RegionConfig(**{name: 0})
+
+
+def test_what_is_pointed_at_is_what_the_cell_proposes():
+  boxes = np.arange(36, dtype=np.float32).reshape(1, 3, 3, 4) / 36
+  points = np.float32([[[0.5, 0.1], [0.9, 0.9]], [[1, 1], [0.2, 0.4]]])[None]
+  labels = np.int32([[[1, 1], [-1, 1]]])
+  got = region.pointed_box(boxes, points, labels)
+  np.testing.assert_array_equal(got[0], [boxes[0, 0, 1], boxes[0, 1, 0]])
+  got = region.pointed_box(boxes, points, np.int32([[[0, 1], [0, -1]]]))
+  np.testing.assert_array_equal(got[0], [boxes[0, 2, 2], [0, 0, 1, 1]])
