@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 Array = jax.Array
 
@@ -24,6 +26,8 @@ MASKED = -1e10
 # computed again, whose logits are the largest. Where no loop is left
 # (`scan_unroll`), a CPU's compiler keeps everything all the same.
 Remat = Literal['none', 'full', 'dots']
+# What the kernel for TPUs pads lengths to.
+_LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +191,10 @@ def attention(
 ) -> Array:
   """Softmax attention; the one place where keys are weighed.
 
-  On an NVIDIA GPU, what `fits_cudnn` is left to its fused kernel, so that the
-  weights are never in memory. The rest is what `jax.nn.dot_product_attention`
-  computes with XLA, in an order that took a CPU about two thirds of its time.
+  What `fits_cudnn` on an NVIDIA GPU, and what `fits_flash` on a TPU, is left to
+  a fused kernel, so that the weights are never in memory. The rest is what
+  `jax.nn.dot_product_attention` computes with XLA, in an order that took a CPU
+  about two thirds of its time.
 
   Args:
     query: [..., queries, heads, depth].
@@ -203,11 +208,33 @@ def attention(
   Returns:
     [..., queries, heads, depth_v], dtype of `value`; the softmax is float32.
   """
-  # A bias stays here: SAM's and T5's are learned, and cuDNN has conditions on
-  # the shapes of those that it gives gradients of.
-  alone = dropout is None and bias is None
-  if alone and fits_cudnn(query, key, value) and _on_cuda():
-    return fused_attention(query, key, value, scale, 'cudnn')
+  # A bias stays with XLA: SAM's and T5's are learned, and the kernels have
+  # conditions on the shapes of those that they give gradients of.
+  kernels = {}
+  if dropout is None and bias is None:
+    # cuDNN is asked for its version as soon as it is traced.
+    if fits_cudnn(query, key, value) and _has_cuda():
+      kernels['cuda'] = functools.partial(
+        fused_attention, scale=scale, implementation='cudnn'
+      )
+    if fits_flash(query, key, value):
+      kernels['tpu'] = functools.partial(flash_attention, scale=scale)
+  plain = functools.partial(_attend, bias=bias, scale=scale, dropout=dropout)
+  if not kernels:
+    return plain(query, key, value)
+  # What is lowered decides, not the machine that does it.
+  return jax.lax.platform_dependent(query, key, value, default=plain, **kernels)
+
+
+def _attend(
+  query: Array,
+  key: Array,
+  value: Array,
+  bias: Array | None,
+  scale: float,
+  dropout: Callable[[Array], Array] | None,
+) -> Array:
+  """`attention` by XLA."""
   # Heads lead in the products; einsum's own order costs more transposes.
   query, key, value = (
     jnp.swapaxes(x, -3, -2) for x in (query * scale, key, value)
@@ -257,5 +284,93 @@ def fits_cudnn(query: Array, key: Array, value: Array) -> bool:
   )
 
 
-def _on_cuda() -> bool:
+def flash_attention(
+  query: Array, key: Array, value: Array, scale: float
+) -> Array:
+  """`attention` without bias and dropout, by JAX's kernel for TPUs.
+
+  The kernel is no operation that XLA can cut: each device of the mesh runs it
+  on its part of the first leading axis (`data`) and of the heads (`model`).
+
+  Args:
+    query: [..., queries, heads, depth]; any leading axes, as of the others.
+    key: [..., keys, heads, depth].
+    value: [..., keys, heads, depth].
+    scale: factor of the logits.
+
+  Returns: [..., queries, heads, depth].
+  """
+  run = functools.partial(_flash, scale=scale)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size > 1:
+    parts: list[str | None] = [None] * query.ndim
+    axes = {-2: 'model'} if query.ndim == 3 else {0: 'data', -2: 'model'}
+    for i, name in axes.items():
+      if name in mesh.shape and query.shape[i] % mesh.shape[name] == 0:
+        parts[i] = name
+    spec = PartitionSpec(*parts)
+    run = jax.shard_map(
+      run, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
+    )
+  return run(query, key, value)
+
+
+def _flash(query: Array, key: Array, value: Array, scale: float) -> Array:
+  # Loaded where it is used: it is of no use elsewhere.
+  from jax.experimental.pallas.ops.tpu import flash_attention as pallas
+
+  def pad(x):
+    x = jnp.reshape(x, (-1, *x.shape[-3:]))
+    rest = -x.shape[1] % _LANES
+    return jnp.swapaxes(jnp.pad(x, ((0, 0), (0, rest), (0, 0), (0, 0))), 1, 2)
+
+  def there(x, count):
+    # Padding looks at padding alone.
+    ids = jnp.asarray(jnp.arange(x.shape[2]) < count, jnp.int32)
+    return jnp.broadcast_to(ids, (x.shape[0], x.shape[2]))
+
+  def block(x):
+    size = x.shape[2]
+    return max(b for b in range(_LANES, 513, _LANES) if size % b == 0)
+
+  counts = query.shape[-3], key.shape[-3]
+  q, k, v = (pad(x) for x in (query, key, value))
+  rows, columns = block(q), block(k)
+  y = pallas.flash_attention(
+    q,
+    k,
+    v,
+    segment_ids=pallas.SegmentIds(there(q, counts[0]), there(k, counts[1])),
+    sm_scale=scale,
+    block_sizes=pallas.BlockSizes(
+      block_q=rows,
+      block_k_major=columns,
+      block_k=columns,
+      block_b=1,
+      block_q_major_dkv=rows,
+      block_q_dkv=rows,
+      block_k_major_dkv=columns,
+      block_k_dkv=columns,
+      block_q_dq=rows,
+      block_k_major_dq=columns,
+      block_k_dq=columns,
+    ),
+  )
+  return jnp.reshape(jnp.swapaxes(y, 1, 2)[:, : counts[0]], query.shape)
+
+
+def fits_flash(query: Array, key: Array, value: Array) -> bool:
+  """Whether the kernel for TPUs takes arrays like these and is worth it."""
+  shapes = (*query.shape, *key.shape, *value.shape)
+  return (
+    query.dtype == key.dtype == value.dtype == jnp.bfloat16
+    and query.shape[-1] == value.shape[-1]
+    # Symbolic sizes, as in programs that are exported, are no numbers.
+    and all(isinstance(n, int) for n in shapes)
+    # Padded to 128, fewer would be padding for the greater part.
+    and min(query.shape[-3], key.shape[-3]) >= 2 * _LANES
+  )
+
+
+def _has_cuda() -> bool:
   return 'cuda' in jax.devices()[0].client.platform_version

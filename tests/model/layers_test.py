@@ -1,11 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
+import functools
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.experimental import pallas
 
+from pixel_llm import sharding
 from pixel_llm.model import layers
 
 
@@ -151,3 +157,46 @@ def test_what_fits_cudnn(dtype, depth, value_dtype, value_depth, fits):
   x = jax.ShapeDtypeStruct((1, 4, 2, depth), dtype)
   value = jax.ShapeDtypeStruct((1, 4, 2, value_depth), value_dtype)
   assert layers.fits_cudnn(x, x, value) == fits
+
+
+@pytest.mark.parametrize('mesh', [None, (4, 2)])
+def test_the_kernel_for_tpus_is_attention(mesh, monkeypatch):
+  # Pallas itself runs its kernels on a CPU if it is told to.
+  interpreted = functools.partial(pallas.pallas_call, interpret=True)
+  monkeypatch.setattr(pallas, 'pallas_call', interpreted)
+  query, key, value = (
+    jnp.asarray(normal(i, 4, n, 2, 64), jnp.bfloat16)
+    for i, n in enumerate((300, 260, 260))
+  )
+  cotangent = normal(3, *query.shape)
+
+  def run(attend):
+    def loss(*x):
+      y = attend(*x)
+      return jnp.sum(cotangent * y), y
+
+    function = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+    return function(query, key, value)
+
+  plain = run(lambda *x: layers.attention(*x, scale=0.125))
+  with contextlib.ExitStack() as stack:
+    if mesh is not None:
+      config = sharding.MeshConfig(*mesh)
+      stack.enter_context(jax.set_mesh(sharding.make_mesh(config)))
+    fused = run(lambda *x: layers.flash_attention(*x, 0.125))
+  for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(plain)):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    a, b = np.float32(a), np.float32(b)
+    np.testing.assert_allclose(a, b, atol=0.01 * np.abs(b).max())
+
+
+def test_few_or_symbolic_queries_do_not_fit_the_kernel():
+  def fits(queries, keys=300, dtype='bfloat16', batch=2):
+    shape = lambda n: jax.ShapeDtypeStruct((batch, n, 2, 64), dtype)
+    return layers.fits_flash(shape(queries), shape(keys), shape(keys))
+
+  assert fits(300)
+  assert not fits(255)
+  assert not fits(300, keys=34)
+  assert not fits(300, dtype='float32')
+  assert not fits(300, batch=jax.export.symbolic_shape('b')[0])
