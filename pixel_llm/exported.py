@@ -49,10 +49,14 @@ class Exported:
     encode_image: images -> features, for any number of questions.
     generate: features and prompts -> written answers with their points.
     read: features, prompts and answers -> points and a box.
+    parameters: by name, the first argument of each module.
+    modules: name -> the program itself.
   """
 
   manifest: dict[str, Any]
   vocabulary: vocabulary_lib.Vocabulary
+  parameters: dict[str, jax.Array]
+  modules: dict[str, export.Exported]
   encode_image: Function
   generate: Function
   read: Function
@@ -126,11 +130,12 @@ def load(folder: str) -> Exported:
   vocabulary = vocabulary_lib.Vocabulary(
     str(root / VOCABULARY), manifest['extra_ids']
   )
+  modules = {name: _module(root / f'{name}{SUFFIX}') for name in MODULES}
   functions = {
-    name: _function(root / f'{name}{SUFFIX}', manifest['modules'][name], params)
-    for name in MODULES
+    name: _function(name, module, manifest['modules'][name], params)
+    for name, module in modules.items()
   }
-  return Exported(manifest, vocabulary, **functions)
+  return Exported(manifest, vocabulary, params, modules, **functions)
 
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -150,21 +155,28 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
   return manifest
 
 
+def _module(path: pathlib.Path) -> export.Exported:
+  with damaged(path, 'a module of jax.export'):
+    return export.deserialize(bytearray(path.read_bytes()))
+
+
 def _function(
-  path: pathlib.Path, signature: dict[str, Any], params: dict[str, jax.Array]
+  name: str,
+  module: export.Exported,
+  signature: dict[str, Any],
+  params: dict[str, jax.Array],
 ) -> Function:
   """The module as a function of its inputs alone."""
-  with damaged(path, 'a module of jax.export'):
-    call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
-  names = list(signature['inputs'])
+  call = jax.jit(module.call)
+  inputs = list(signature['inputs'])
 
   def function(*args, **kwargs):
-    given = dict(zip(names, args)) | kwargs
-    if set(given) != set(names) or len(args) + len(kwargs) != len(names):
+    given = dict(zip(inputs, args)) | kwargs
+    if set(given) != set(inputs) or len(args) + len(kwargs) != len(inputs):
       raise TypeError(
-        f'{path.stem}: expected {", ".join(names)}, got {len(args)} in order '
+        f'{name}: expected {", ".join(inputs)}, got {len(args)} in order '
         f'and {sorted(kwargs)} by name.'
       )
-    return call(params, *(jax.numpy.asarray(given[name]) for name in names))
+    return call(params, *(jax.numpy.asarray(given[x]) for x in inputs))
 
   return function

@@ -252,7 +252,7 @@ def import_(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
   """Writes our parameters as others read them, or a run as programs."""
-  if args.format == 'stablehlo':
+  if args.format in ('stablehlo', 'savedmodel'):
     _export_programs(args)
     return
   from pixel_llm import weights
@@ -276,8 +276,14 @@ def _export_programs(args: argparse.Namespace) -> None:
   for name in ('config', 'size', 'dtype', 'step'):
     if getattr(args, name) is not None:
       raise ValueError(
-        f'--{name}: --format stablehlo takes it from the run; leave it out.'
+        f'--{name}: --format {args.format} takes it from the source; leave it '
+        'out.'
       )
+  if args.format == 'savedmodel':
+    from pixel_llm import savedmodel
+
+    print(savedmodel.convert(args.source, args.out, force=args.force))
+    return
   from pixel_llm import stablehlo
 
   with _bar('export', 'modules') as progress:
@@ -636,7 +642,7 @@ def _parser() -> argparse.ArgumentParser:
     (
       'export',
       export,
-      ('t5x', 'huggingface', 'safetensors', 'stablehlo'),
+      ('t5x', 'huggingface', 'safetensors', 'stablehlo', 'savedmodel'),
     ),
   ):
     sub = verb(name, run)
@@ -646,7 +652,7 @@ def _parser() -> argparse.ArgumentParser:
       help='any file or folder that `inspect` shows'
       if importing
       else 'a run, a checkpoint of ours or safetensors by our names; '
-      'for stablehlo a run',
+      'for stablehlo a run, for savedmodel what stablehlo wrote',
     )
     sub.add_argument(
       '--format',

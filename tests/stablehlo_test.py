@@ -389,3 +389,43 @@ def test_the_verb_refuses_what_it_cannot_do(run, copy, tmp_path, capsys):
     assert error.startswith(f'pixel-llm export: error: {said}')
   assert not pathlib.Path(out).exists()
   exported.load(str(copy))
+
+
+@pytest.mark.slow
+def test_a_savedmodel_says_what_the_programs_say(run, tmp_path, capsys):
+  if run.decoding.beams > 1:
+    pytest.skip('one run is enough')
+  tf = pytest.importorskip('tensorflow')
+  out = tmp_path / 'savedmodel'
+  verb = ['export', str(run.out), '--format', 'savedmodel', '--out', str(out)]
+  assert main.main(verb) == 0
+  assert 'encode_image, generate, read as signatures' in capsys.readouterr().out
+  extra = out / 'assets.extra'
+  for name in (exported.MANIFEST, exported.VOCABULARY):
+    assert (extra / name).read_bytes() == (run.out / name).read_bytes()
+  programs = exported.load(str(run.out))
+  loaded = tf.saved_model.load(str(out)).signatures
+  asked = questions(2, 3)
+  given = {}
+  for name in exported.MODULES:
+    for field in programs.manifest['modules'][name]['inputs']:
+      if field != 'features':
+        given[field] = getattr(asked, field)
+    inputs = {
+      field: given[field]
+      for field in programs.manifest['modules'][name]['inputs']
+    }
+    want = getattr(programs, name)(**inputs)
+    got = loaded[name](**{k: tf.constant(v) for k, v in inputs.items()})
+    assert set(got) == set(want)
+    for key, value in want.items():
+      np.testing.assert_allclose(got[key], value, atol=1e-5, err_msg=key)
+    given['features'] = given.get('features', want.get('features'))
+
+  assert main.main(verb) == 1
+  assert 'exists; --force replaces it' in capsys.readouterr().err
+  assert main.main([*verb, '--force']) == 0
+  verb[1] = str(run.folder)
+  assert main.main([*verb, '--force']) == 1
+  error = capsys.readouterr().err
+  assert 'manifest.json: no such file; expected a folder that' in error
