@@ -12,7 +12,6 @@ Needs `pip install torch transformers` beside pixel_llm.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import platform
 import sys
@@ -101,9 +100,7 @@ def _ours(
 
   from pixel_llm.model import decoding
 
-  config = dataclasses.replace(
-    t5.SIZES[size], scan_unroll=t5.SIZES[size].num_decoder_layers
-  )
+  config = t5.SIZES[size]
   model = t5.T5(config)
   # No end token: every run writes all of its tokens. Scores then have no
   # length penalty on either side.

@@ -49,9 +49,10 @@ class T5Config:
     dtype: of the activations; logits and parameters are float32.
     lora: low-rank updates of every attention's projections, or None.
     scan_unroll: layers a scan step holds; at least the number of layers gives
-      straight-line code, which a CPU prefers and a TPU compiler does not. In
-      decoding a loop over layers copies every kernel at every step, where
-      straight-line code copies them once, before the first.
+      straight-line code, which a CPU prefers and a TPU compiler does not.
+    unroll_decoding: the layers of a decoding step are straight-line code. The
+      kernels of the decoder are then copied once, before the first step; a
+      loop over layers would copy them at every step, but hold them once.
     remat: what a layer keeps for the backward pass.
   """
 
@@ -66,12 +67,13 @@ class T5Config:
   dtype: str = 'float32'
   lora: LoraConfig | None = None
   scan_unroll: int = 1
+  unroll_decoding: bool = True
   remat: layers.Remat = 'none'
 
   @property
   def cache_axis(self) -> int:
     """Of rows in the leaves of the cache: 0 without an axis of layers."""
-    return int(self.scan_unroll < self.num_decoder_layers)
+    return int(not self.unroll_decoding)
 
 
 def _size(emb_dim: int, num_heads: int, mlp_dim: int, depth: int) -> T5Config:
@@ -708,7 +710,7 @@ class T5(nn.Module):
 
     Returns:
       {'key': [layers, N, heads, kv, S], 'value': [layers, N, heads, S, kv]};
-      with a `scan_unroll` of all layers a tuple with one of these a layer,
+      with `unroll_decoding` a tuple with one of these a layer,
       without the axis of layers, and the layer's 'params' beside them.
     """
     return self.decoder.cross_keys_values(encoded)
@@ -723,7 +725,7 @@ class T5(nn.Module):
 
     Returns:
       {'key': zeros [layers, N, heads, kv, length], 'value': zeros [layers, N,
-      heads, length, kv]}; with a `scan_unroll` of all layers a tuple with one
+      heads, length, kv]}; with `unroll_decoding` a tuple with one
       of these a layer, without the axis of layers: read behind a reshape, the
       compiler would keep a second copy of each.
     """

@@ -24,8 +24,9 @@ def golden():
 @pytest.fixture(scope='module', params=['loop', 'straight'])
 def search(golden, request):
   """Decodes the golden batch with T5X's parameters."""
-  unroll = {'loop': 1, 'straight': t5_golden.TINY.num_decoder_layers}
-  tiny = dataclasses.replace(t5_golden.TINY, scan_unroll=unroll[request.param])
+  tiny = dataclasses.replace(
+    t5_golden.TINY, unroll_decoding=request.param == 'straight'
+  )
   model = t5.T5(tiny)
   params = t5_golden.variables(t5_golden.load('t5x_tiny_params'))
   tokens = golden['inputs/encoder_input_tokens']

@@ -325,11 +325,11 @@ def test_position_depends_on_those_before_it_only(lora_params):
   np.testing.assert_array_equal(influence > 0, [[True, False, True]] * 5)
 
 
-@pytest.mark.parametrize('unroll', [1, 2])
+@pytest.mark.parametrize('unroll', [False, True])
 def test_cached_decoding_is_t5x(params, golden, unroll):
   tokens = golden['inputs/decoder_input_tokens']
   logits, _, cache = steps(
-    dataclasses.replace(TINY, scan_unroll=unroll),
+    dataclasses.replace(TINY, unroll_decoding=unroll),
     params,
     None,
     golden['inputs/encoder_input_tokens'],
@@ -341,13 +341,13 @@ def test_cached_decoding_is_t5x(params, golden, unroll):
       want = golden[
         f'cache_after_6/decoder/layers_{i}/self_attention/cached_{name}'
       ]
-      found = cache[i][name] if unroll == 2 else cache[name][i]
+      found = cache[i][name] if unroll else cache[name][i]
       if name == 'value':
         found = np.swapaxes(found, -1, -2)
       close(found[..., :6], want[..., :6])
 
 
-@pytest.mark.parametrize('unroll', [1, 2])
+@pytest.mark.parametrize('unroll', [False, True])
 def test_cached_decoding_is_teacher_forcing(lora_params, unroll):
   visual = jax.random.normal(jax.random.key(4), (2, 3, 16))
   context = jnp.asarray([[5, 6], [7, 0]])
@@ -360,7 +360,7 @@ def test_cached_decoding_is_teacher_forcing(lora_params, unroll):
     targets,
   )
   step_logits, step_hidden, _ = steps(
-    dataclasses.replace(LORA, scan_unroll=unroll),
+    dataclasses.replace(LORA, unroll_decoding=unroll),
     lora_params,
     visual,
     context,
