@@ -216,7 +216,7 @@ class PixelLLM(nn.Module):
       m
       if m.shape[1:3] == (height, width)
       else jax.image.resize(
-        m, (m.shape[0], height, width, m.shape[3]), 'bilinear'
+        m, (m.shape[0], height, width, m.shape[3]), 'bicubic'
       )
       for m in maps
     ]
