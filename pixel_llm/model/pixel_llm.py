@@ -107,6 +107,23 @@ def _pixels(boxes: Array, scale: Array, canvas: tuple[int, int]) -> Array:
   return boxes * scale * jnp.asarray([[[width, height] * 2]], jnp.float32)
 
 
+def points_of_tokens(points: Array) -> Array:
+  """From the order of the decoder's positions to that of the tokens.
+
+  A token has its points where it is read, a position after the one that writes
+  it: only there it is known. After the last position nothing is read; a last
+  token that is not the end keeps the points of its own.
+
+  Args:
+    points: [..., L, P, 2], what the regression head says of each position.
+
+  Returns: [..., L, P, 2], the points of each token.
+  Source: scenic pixel_llm, `modeling/pixel_llm.py:predict_points`.
+  """
+  last = points[..., -1:, :, :]
+  return jnp.concatenate([points[..., 1:, :, :], last], axis=-3)
+
+
 def _points(batch: batch_lib.Batch) -> tuple[Array, Array, Array] | None:
   """What `embed_regions` needs of the points; None if prompts have none."""
   points = batch.prompt_points
@@ -462,7 +479,7 @@ class PixelLLM(nn.Module):
       deterministic=deterministic,
     )
     hidden = hidden.reshape(b, r, length, -1)
-    points = self.regression(hidden)
+    points = points_of_tokens(self.regression(hidden))
     mask_logits = mask_ious = None
     if self.mask_decoder is not None and sam_features is not None:
       mask_logits, mask_ious = self.segment(
@@ -538,7 +555,8 @@ class PixelLLM(nn.Module):
       cross: cross-attention keys and values.
       valid: [N, S] bool, validity of the encoder's output.
 
-    Returns: logits [N, vocab], points [N, P, 2] of the next token, cache.
+    Returns: logits [N, vocab] of the next token, points [N, P, 2] of the
+      previous one, cache.
     """
     logits, hidden, cache = self.t5.decode_step(
       tokens, index, cache, cross, valid

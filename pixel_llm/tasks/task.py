@@ -230,7 +230,7 @@ def generate(
     tokens=shape(result.tokens),
     log_probs=shape(result.log_probs),
     scores=shape(result.scores),
-    points=shape(result.aux),
+    points=shape(pixel_llm.points_of_tokens(result.aux)),
   )
 
 
