@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from pixel_llm import geometry
 from pixel_llm.model import decoding, detector, pixel_llm, region
 from pixel_llm.tasks import task as task_lib
 
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 REGION = region.RegionConfig(bins=2, bin_channels=4, mlp_dim=12, cells=3)
 
 
@@ -59,6 +61,13 @@ def test_either_encoder_may_be_absent(absent):
     )
   )(tiny.random_batch())
   assert features.shape[-1] == (8 if absent == 'eva' else 16)
+
+
+def test_joined_maps_are_the_research_code(network):
+  with np.load(GOLDEN / 'join_features.npz') as golden:
+    maps = {'eva': golden['in/feat_a'], 'sam': golden['in/feat_b']}
+    features = network[0].apply({}, maps, method='join')
+    np.testing.assert_allclose(features, golden['out/concat_plus'], atol=1e-5)
 
 
 def test_padding_pixels_do_not_matter(forward):
