@@ -538,9 +538,15 @@ class PixelLLM(nn.Module):
       cross: cross-attention keys and values.
       valid: [N, S] bool, validity of the encoder's output.
 
-    Returns: logits [N, vocab], points [N, P, 2] of the next token, cache.
+    Returns: logits [N, vocab], hidden state [N, width] of the next token, whose
+      points `locate` reads, and cache.
     """
-    logits, hidden, cache = self.t5.decode_step(
-      tokens, index, cache, cross, valid
-    )
-    return logits, self.regression(hidden), cache
+    return self.t5.decode_step(tokens, index, cache, cross, valid)
+
+  def locate(self, hidden: Array) -> Array:
+    """Points [..., L, P, 2] of hidden states [..., L, width].
+
+    All tokens at once, when the search has chosen them: a step would read the
+    head's kernels for a few rows, most of which a search by beams drops.
+    """
+    return self.regression(hidden)

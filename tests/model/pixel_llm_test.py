@@ -485,7 +485,10 @@ def test_products_are_bfloat16_but_for_words_and_places(network):
   def decode_once(params):
     cross, valid, cache = half.run(params, batch, 5, method='start_decoding')
     rows = jnp.zeros(len(valid), jnp.int32)
-    return half.run(params, rows, 0, cache, cross, valid, method='decode_step')
+    logits, hidden, _ = half.run(
+      params, rows, 0, cache, cross, valid, method='decode_step'
+    )
+    return logits, half.run(params, hidden, method='locate')
 
   for run in (lambda p: half.run(p, batch), decode_once):
     found = list(products(jax.make_jaxpr(run)(params).jaxpr))
