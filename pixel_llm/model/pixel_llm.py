@@ -107,23 +107,6 @@ def _pixels(boxes: Array, scale: Array, canvas: tuple[int, int]) -> Array:
   return boxes * scale * jnp.asarray([[[width, height] * 2]], jnp.float32)
 
 
-def points_of_tokens(points: Array) -> Array:
-  """From the order of the decoder's positions to that of the tokens.
-
-  A token has its points where it is read, a position after the one that writes
-  it: only there it is known. After the last position nothing is read; a last
-  token that is not the end keeps the points of its own.
-
-  Args:
-    points: [..., L, P, 2], what the regression head says of each position.
-
-  Returns: [..., L, P, 2], the points of each token.
-  Source: scenic pixel_llm, `modeling/pixel_llm.py:predict_points`.
-  """
-  last = points[..., -1:, :, :]
-  return jnp.concatenate([points[..., 1:, :, :], last], axis=-3)
-
-
 def _points(batch: batch_lib.Batch) -> tuple[Array, Array, Array] | None:
   """What `embed_regions` needs of the points; None if prompts have none."""
   points = batch.prompt_points
@@ -479,7 +462,7 @@ class PixelLLM(nn.Module):
       deterministic=deterministic,
     )
     hidden = hidden.reshape(b, r, length, -1)
-    points = points_of_tokens(self.regression(hidden))
+    points = self.locate(hidden)
     mask_logits = mask_ious = None
     if self.mask_decoder is not None and sam_features is not None:
       mask_logits, mask_ious = self.segment(
@@ -555,10 +538,27 @@ class PixelLLM(nn.Module):
       cross: cross-attention keys and values.
       valid: [N, S] bool, validity of the encoder's output.
 
-    Returns: logits [N, vocab] of the next token, points [N, P, 2] of the
-      previous one, cache.
+    Returns: logits [N, vocab] of the next token, hidden state [N, width], from
+      all of which `locate` reads points, and cache.
     """
-    logits, hidden, cache = self.t5.decode_step(
-      tokens, index, cache, cross, valid
-    )
-    return logits, self.regression(hidden), cache
+    return self.t5.decode_step(tokens, index, cache, cross, valid)
+
+  def locate(self, hidden: Array) -> Array:
+    """The points of tokens.
+
+    All tokens at once, when the search has chosen them: a step would read the
+    head's kernels for a few rows, most of which a search by beams drops.
+
+    A token has its points where it is read, a position after the one that
+    writes it: only there it is known. After the last position nothing is read;
+    a last token that is not the end has the points of its own.
+
+    Args:
+      hidden: [..., L, width], the decoder's hidden state of each position.
+
+    Returns: [..., L, P, 2] xy, normalized, of each token.
+    Source: scenic pixel_llm, `modeling/pixel_llm.py:predict_points`.
+    """
+    points = self.regression(hidden)
+    last = points[..., -1:, :, :]
+    return jnp.concatenate([points[..., 1:, :, :], last], axis=-3)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -455,6 +456,26 @@ def _write(cache: Any, key: Array, value: Array, index: Array) -> Any:
   }
 
 
+def _step_config(config: T5Config) -> T5Config:
+  """Of the layers that take parameters of `_step_params`."""
+  # In few bits a kernel would swallow a small update.
+  is_merged = config.dtype == 'float32'
+  return dataclasses.replace(config, lora=None) if is_merged else config
+
+
+def _step_params(params: Any, config: T5Config) -> Any:
+  """Stacked layers with low-rank updates in their kernels, for many steps."""
+  if config.lora is None or _step_config(config).lora is not None:
+    return params
+  if 'lora_a' not in params:
+    return {
+      name: _step_params(x, config) if isinstance(x, Mapping) else x
+      for name, x in params.items()
+    }
+  update = params['lora_a'] @ params['lora_b']
+  return {'kernel': params['kernel'] + config.lora.scale * update}
+
+
 def _scan(
   layer: type[nn.Module],
   config: T5Config,
@@ -564,7 +585,8 @@ class Decoder(nn.Module):
     if self.config.cache_axis:
       return stacked
     # Out here, since the compiler does not move slices out of a loop.
-    stacked['params'] = nn.unbox(self.layers.variables['params'])
+    params = nn.unbox(self.layers.variables['params'])
+    stacked['params'] = _step_params(params, self.config)
     return tuple(
       jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(depth)
     )
@@ -595,7 +617,7 @@ class Decoder(nn.Module):
     self, x: Array, index: Array, cache: Any, cross: Any, *biases: Array
   ) -> tuple[Array, Any]:
     """The layers one after another, each with a cache of its own."""
-    layer = DecoderLayer(self.config, parent=None)
+    layer = DecoderLayer(_step_config(self.config), parent=None)
     written = []
     for own, memory in zip(cache, cross, strict=True):
       x, own = layer.apply(

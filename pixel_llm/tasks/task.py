@@ -225,12 +225,16 @@ def generate(
   result = decoding_lib.decode(
     step, cache, b * r, decoding, rows, model.config.t5.cache_axis
   )
+  is_end = result.tokens == vocabulary_lib.EOS_ID
+  written = jnp.cumsum(is_end, axis=-1) == 0
+  points = model.run(params, result.aux, method='locate')
+  points = jnp.where(written[..., None, None], points, 0.0)
   shape = lambda x: x.reshape(b, r, *x.shape[1:])
   return batch_lib.Output(
     tokens=shape(result.tokens),
     log_probs=shape(result.log_probs),
     scores=shape(result.scores),
-    points=shape(pixel_llm.points_of_tokens(result.aux)),
+    points=shape(points),
   )
 
 
