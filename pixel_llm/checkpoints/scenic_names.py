@@ -42,7 +42,8 @@ def to_ours(
 
   Args:
     flat: by the research code's names, joined by `/`; all of a network, or all
-      of some of its parts.
+      of some of its parts. Without the prompt encoder, which is never trained,
+      they may be gradients, of which none is folded.
     global_blocks: of SAM, those without windows: the last of each group.
 
   Returns: by our names, joined by `/`.
@@ -73,9 +74,9 @@ def _change(flat: dict[str, np.ndarray]) -> None:
   turns the kernels of transposed convolutions round.
   """
   projection = f'{_ADAPTER}/prompt_embedding_projection_mlp/layers.0'
-  if f'{projection}/kernel' in flat:
-    constant = flat['prompt_encoder/no_mask_embed.weight'][0]
-    constant = constant @ flat[f'{projection}/kernel']
+  no_mask = flat.get('prompt_encoder/no_mask_embed.weight')
+  if no_mask is not None and f'{projection}/kernel' in flat:
+    constant = no_mask[0] @ flat[f'{projection}/kernel']
     name = f'{_ADAPTER}/image_projection_mlp/layers.0/bias'
     flat[name] = flat[name] + constant + flat[f'{projection}/bias']
   head = 'point_predictor/mlp/layers'
