@@ -123,7 +123,7 @@ def _ours(
       model.init_cache(len(text), length),
       len(text),
       search,
-      cache_axis=config.cache_axis,
+      beams=t5.CACHE_BEAMS,
     ).tokens
 
   return lambda: np.asarray(generate(params, text))

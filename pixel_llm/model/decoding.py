@@ -8,10 +8,10 @@ All drive a pure function of one position,
 
 with tokens [N] int32 (0, the begin token, at index 0), index a scalar int,
 logits [N, vocab] and aux any tree of [N, ...]: what the decoder knows of the
-token it is about to choose, such as its hidden state or its points. Leaves of
-the cache are [layers, N, ...], or [N, ...] where `cache_axis` is 0. What does
-not change with the hypotheses, such as the encoder's keys and values, is the
-closure's.
+token it is about to choose, such as its hidden state. Leaves of the cache are
+[layers, N, ...], unless `CacheBeams` says how else it serves several beams.
+What does not change with the hypotheses, such as the encoder's keys and values,
+is the closure's.
 
 What is forbidden (a repeated n-gram, an end too early) is so to the search
 alone: log probabilities are the decoder's, changed by nothing but the
@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -192,13 +192,35 @@ class Decoded:
   beam_scores: Array
 
 
+class CacheBeams(NamedTuple):
+  """How a decoder's cache serves several hypotheses a row.
+
+  Attributes:
+    expand: (cache of a hypothesis a row, number of beams) -> of so many.
+    reorder: (cache, rows) -> the cache in which hypothesis i goes on from what
+      rows[i] was, both of [batch * beams].
+  """
+
+  expand: Callable[[Any, int], Any]
+  reorder: Callable[[Any, Array], Any]
+
+
+# Every hypothesis has its own, [layers, batch * beams, ...].
+COPIED = CacheBeams(
+  lambda cache, beams: jax.tree.map(
+    lambda x: jnp.repeat(x, beams, axis=1), cache
+  ),
+  lambda cache, rows: jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache),
+)
+
+
 def decode(
   step_fn: StepFn,
   cache: Any,
   batch: int,
   config: DecodingConfig,
   rows: Array | None = None,
-  cache_axis: int = 1,
+  beams: CacheBeams | None = None,
 ) -> Decoded:
   """Beam search, or with one beam `greedy` unless by T5X's rule.
 
@@ -208,11 +230,11 @@ def decode(
     batch: rows, B.
     config: how to search.
     rows: [B] int, see `greedy`.
-    cache_axis: of rows in the leaves of the cache.
+    beams: how the cache serves several; None takes [layers, batch, ...] apart.
   """
   if config.beams == 1 and not config.finish_outside_beam:
     return greedy(step_fn, cache, batch, config, rows)
-  return beam(step_fn, cache, batch, config, cache_axis)
+  return beam(step_fn, cache, batch, config, beams or COPIED)
 
 
 def greedy(
@@ -301,7 +323,7 @@ def beam(
   cache: Any,
   batch: int,
   config: DecodingConfig,
-  cache_axis: int = 1,
+  cache_beams: CacheBeams = COPIED,
 ) -> Decoded:
   """Beam search.
 
@@ -317,10 +339,10 @@ def beam(
   Args:
     step_fn: one position, see above; N = batch * beams, the beams of a row
       adjacent.
-    cache: the first cache, [layers, batch, ...]; expanded here.
+    cache: the first cache, of one hypothesis a row; expanded here.
     batch: rows, B.
     config: how to search.
-    cache_axis: of rows in the leaves of the cache.
+    cache_beams: how it serves several.
 
   Returns:
     The K best hypotheses of each row, best first.
@@ -382,16 +404,14 @@ def beam(
       'ended': _pick(both, best),
       'history': _record(state['history'], live, index),
       'aux': _record(state['aux'], aux, index),
-      'cache': jax.tree.map(
-        lambda x: jnp.take(x, rows, axis=cache_axis), cache
-      ),
+      'cache': cache_beams.reorder(cache, rows),
       'past': past,
     }
 
   # At first the beams are one and the same: only one of them counts.
   only_first = jnp.where(jnp.arange(beams) == 0, 0.0, _NONE)
   tokens = jnp.zeros((batch, beams), jnp.int32)
-  cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=cache_axis), cache)
+  cache = cache_beams.expand(cache, beams)
   steps = jnp.zeros((length, batch, beams), jnp.int32)
   end = jax.lax.while_loop(
     keep_going,

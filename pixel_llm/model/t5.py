@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pixel_llm.model import layers
+from pixel_llm.model import decoding, layers
 from pixel_llm.model.layers import MASKED, Dense, LoraConfig
 
 Array = jax.Array
@@ -70,11 +70,6 @@ class T5Config:
   scan_unroll: int = 1
   unroll_decoding: bool = True
   remat: layers.Remat = 'none'
-
-  @property
-  def cache_axis(self) -> int:
-    """Of rows in the leaves of the cache: 0 without an axis of layers."""
-    return int(not self.unroll_decoding)
 
 
 def _size(emb_dim: int, num_heads: int, mlp_dim: int, depth: int) -> T5Config:
@@ -433,8 +428,18 @@ class DecoderLayer(nn.Module):
   ) -> tuple[Array, Any]:
     """One position: [N, emb] -> [N, emb] and the layer's cache with it."""
     y = self.pre_self_attention_layer_norm(x)
-    key, value = self.self_attention.keys_values(y)
-    cache = _write(cache, key, value, index)
+    rows = cache['key'].shape[0]
+    # Those of a row's beams are neighbours: position, then slot.
+    key, value = (
+      jnp.reshape(a, (rows, -1, *a.shape[1:]))
+      for a in self.self_attention.keys_values(y)
+    )
+    start = index * key.shape[1]
+    put = jax.lax.dynamic_update_slice_in_dim
+    cache = {
+      'key': put(cache['key'], jnp.moveaxis(key, 1, -1), start, axis=-1),
+      'value': put(cache['value'], jnp.swapaxes(value, 1, 2), start, axis=-2),
+    }
     x = x + self.self_attention.step(y, cache['key'], cache['value'], bias)
     return self._step_across(x, cross, cross_bias), cache
 
@@ -582,7 +587,7 @@ class Decoder(nn.Module):
     """Keys and values of `encoded`, stacked over layers or in a tuple."""
     stacked = self.layers.cross_keys_values(None, encoded)[1]
     depth = self.config.num_decoder_layers
-    if self.config.cache_axis:
+    if not self.config.unroll_decoding:
       return stacked
     # Out here, since the compiler does not move slices out of a loop.
     params = nn.unbox(self.layers.variables['params'])
@@ -595,17 +600,14 @@ class Decoder(nn.Module):
     self, x: Array, index: Array, cache: Any, cross: Any, encoder_valid: Array
   ) -> tuple[Array, Array, Any]:
     """One position: [N, emb] -> logits, hidden state and the new cache."""
-    in_place = isinstance(cache, tuple)
-    length = jax.tree.leaves(cache)[0].shape[-1]
-    bias, own_bias = self.relpos_bias.row(index, length)
-    positions = jnp.arange(length)
-    seen = positions <= index if in_place else positions < index
-    seen = jnp.where(seen, 0.0, MASKED)
-    bias = bias[None, :, None] + seen[None, None, None]
     cross_bias = jnp.where(encoder_valid, 0.0, MASKED)[:, None, None]
-    if in_place:
-      x, cache = self._step_in_place(x, index, cache, cross, bias, cross_bias)
+    if 'layers' in cache:
+      x, cache = self._step_in_place(x, index, cache, cross, cross_bias)
     else:
+      length = cache['key'].shape[-1]
+      bias, own_bias = self.relpos_bias.row(index, length)
+      seen = jnp.where(jnp.arange(length) < index, 0.0, MASKED)
+      bias = bias[None, :, None] + seen[None, None, None]
       x, entry = self.layers.step(x, cache, cross, bias, own_bias, cross_bias)
       # Every layer has read the cache before it changes, once and in place:
       # only the end of the loop tells the compiler so.
@@ -614,23 +616,81 @@ class Decoder(nn.Module):
     return self.logits_dense(hidden), hidden, cache
 
   def _step_in_place(
-    self, x: Array, index: Array, cache: Any, cross: Any, *biases: Array
+    self, x: Array, index: Array, cache: Any, cross: Any, cross_bias: Array
   ) -> tuple[Array, Any]:
     """The layers one after another, each with a cache of its own."""
+    rows, columns = (cache['layers'][0]['key'].shape[i] for i in (0, -1))
+    slots = cache.get('slots')
+    beams = 1 if slots is None else slots.shape[1]
+    length = columns // beams
+    bias, _ = self.relpos_bias.row(index, length)
+    seen = jnp.arange(length) <= index
+    if slots is None:
+      mine = seen[None, None]
+    else:
+      own = jnp.arange(beams, dtype=slots.dtype)
+      slots = jax.lax.dynamic_update_slice_in_dim(
+        slots,
+        jnp.broadcast_to(own[None, :, None], (rows, beams, 1)),
+        index,
+        axis=2,
+      )
+      mine = slots[..., None] == own[None, None, None]
+      mine = mine & seen[None, None, :, None]
+      mine = jnp.reshape(mine, (rows, beams, columns))
+      bias = jnp.repeat(bias, beams, axis=1)
+    bias = bias[None, :, None] + jnp.where(mine, 0.0, MASKED)[:, None]
     layer = DecoderLayer(_step_config(self.config), parent=None)
     written = []
-    for own, memory in zip(cache, cross, strict=True):
+    for own, memory in zip(cache['layers'], cross, strict=True):
       x, own = layer.apply(
         {'params': memory['params']},
         x,
         index,
         own,
         memory,
-        *biases,
+        bias,
+        cross_bias,
         method='step_in_place',
       )
       written.append(own)
-    return x, tuple(written)
+    cache = {**cache, 'layers': tuple(written)}
+    return x, cache if slots is None else {**cache, 'slots': slots}
+
+
+def _expand(cache: Any, beams: int) -> Any:
+  """See `CACHE_BEAMS`."""
+  if 'layers' not in cache:
+    return decoding.COPIED.expand(cache, beams)
+  rows, _, _, length = cache['layers'][0]['key'].shape
+  return {
+    'layers': tuple(
+      {
+        'key': jnp.repeat(layer['key'], beams, axis=-1),
+        'value': jnp.repeat(layer['value'], beams, axis=-2),
+      }
+      for layer in cache['layers']
+    ),
+    'slots': jnp.zeros((rows, beams, length), jnp.int32),
+  }
+
+
+def _reorder(cache: Any, rows: Array) -> Any:
+  """See `CACHE_BEAMS`."""
+  if 'layers' not in cache:
+    return decoding.COPIED.reorder(cache, rows)
+  slots = cache['slots']
+  flat = jnp.reshape(slots, (-1, slots.shape[-1]))[rows]
+  return {**cache, 'slots': jnp.reshape(flat, slots.shape)}
+
+
+# Where layers have caches of their own, keys and values stay where they were
+# written, those of a row's beams side by side: [M, heads, kv, length * beams]
+# and [M, heads, length * beams, kv]. Which slot a hypothesis was in at each
+# position, [M, beams, length] `slots`, is all that is reordered; attention
+# masks the columns of others. Reading a row's columns for all its beams at once
+# costs less than copying them.
+CACHE_BEAMS = decoding.CacheBeams(_expand, _reorder)
 
 
 class T5(nn.Module):
@@ -747,19 +807,21 @@ class T5(nn.Module):
 
     Returns:
       {'key': zeros [layers, N, heads, kv, length], 'value': zeros [layers, N,
-      heads, length, kv]}; with `unroll_decoding` a tuple with one
-      of these a layer, without the axis of layers: read behind a reshape, the
-      compiler would keep a second copy of each.
+      heads, length, kv]}; with `unroll_decoding` {'layers': one of these a
+      layer}, without the axis of layers: read behind a reshape, the compiler
+      would keep a second copy of each. `CACHE_BEAMS` makes it one of beams.
     """
     c = self.config
     lead = (batch, c.num_heads)
-    if c.cache_axis:
+    if not c.unroll_decoding:
       lead = (c.num_decoder_layers, *lead)
     cache = {
       'key': jnp.zeros((*lead, c.head_dim, length), c.dtype),
       'value': jnp.zeros((*lead, length, c.head_dim), c.dtype),
     }
-    return cache if c.cache_axis else (cache,) * c.num_decoder_layers
+    if not c.unroll_decoding:
+      return cache
+    return {'layers': (cache,) * c.num_decoder_layers}
 
   def decode_step(
     self,
@@ -774,7 +836,8 @@ class T5(nn.Module):
     Args:
       tokens: [N] int, inputs of this position (0 at the first).
       index: scalar int, this position; those before it must be in the cache.
-      cache: of `init_cache(N, length)` or of the step before.
+      cache: of `init_cache(N, length)`, or `init_cache(M, length)` expanded to
+        beams, or of the step before.
       cross: of `cross_attention_cache`, M rows.
       encoder_valid: [M, S] bool. N = M * beams, the beams of a row adjacent.
 

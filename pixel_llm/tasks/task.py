@@ -21,7 +21,7 @@ from pixel_llm import example as example_lib
 from pixel_llm import image as image_lib
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.model import decoding as decoding_lib
-from pixel_llm.model import pixel_llm
+from pixel_llm.model import pixel_llm, t5
 
 WHOLE_IMAGE = np.asarray([0, 0, 1, 1], np.float32)
 
@@ -223,7 +223,7 @@ def generate(
 
   rows = rows if rows is None else rows.reshape(b * r)
   result = decoding_lib.decode(
-    step, cache, b * r, decoding, rows, model.config.t5.cache_axis
+    step, cache, b * r, decoding, rows, t5.CACHE_BEAMS
   )
   is_end = result.tokens == vocabulary_lib.EOS_ID
   written = jnp.cumsum(is_end, axis=-1) == 0

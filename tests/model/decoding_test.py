@@ -46,10 +46,8 @@ def search(golden, request):
 
     cache = model.init_cache(5, 20)
     config = DecodingConfig(length=20, **config)
-    axis = (
-      {} if function is decoding.greedy else {'cache_axis': tiny.cache_axis}
-    )
-    return jax.jit(lambda: function(step, cache, 5, config, **axis))()
+    beams = [] if function is decoding.greedy else [t5.CACHE_BEAMS]
+    return jax.jit(lambda: function(step, cache, 5, config, *beams))()
 
   return run
 

@@ -341,7 +341,7 @@ def test_cached_decoding_is_t5x(params, golden, unroll):
       want = golden[
         f'cache_after_6/decoder/layers_{i}/self_attention/cached_{name}'
       ]
-      found = cache[i][name] if unroll else cache[name][i]
+      found = cache['layers'][i][name] if unroll else cache[name][i]
       if name == 'value':
         found = np.swapaxes(found, -1, -2)
       close(found[..., :6], want[..., :6])
