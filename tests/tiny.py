@@ -142,10 +142,26 @@ def full_config() -> pixel_llm.ModelConfig:
 
 
 def init(config: pixel_llm.ModelConfig, seed: int = 0):
-  """(model, parameters without boxes)."""
+  """(model, random parameters without boxes, none at its initial value).
+
+  Drawn by NumPy: to compile what draws them takes longer than most tests.
+  """
   model = pixel_llm.PixelLLM(config)
   one = dataclasses.replace(SIZES, batch=1)
-  params = jax.jit(
-    lambda key: model.init(key, batch_lib.Batch.zeros(one))['params']
-  )(jax.random.key(seed))
-  return model, nn.unbox(params)
+  shapes = jax.eval_shape(
+    lambda key: model.init(key, batch_lib.Batch.zeros(one))['params'],
+    jax.random.key(seed),
+  )
+  rng = np.random.default_rng(seed)
+
+  def draw(path, x):
+    noise = rng.normal(size=x.shape)
+    if path[-1].key == 'kernel':
+      noise /= np.prod(x.shape[:-1]) ** 0.5
+    elif path[-1].key == 'scale':
+      noise = 1 + 0.1 * noise
+    else:
+      noise *= 0.3
+    return noise.astype(x.dtype)
+
+  return model, jax.tree.map_with_path(draw, nn.unbox(shapes))

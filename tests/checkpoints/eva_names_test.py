@@ -237,14 +237,16 @@ def assert_close(got, expected):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('size', ['tiny', 'base'])
+@pytest.mark.parametrize(
+  'size', ['tiny', 'base', pytest.param('large', marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('norm', ['norm', 'fc_norm'])
 def test_timm_gives_the_same_tokens_and_their_mean(tmp_path, size, norm):
   timm = peers.imported('timm')
   safetensors = peers.imported('safetensors.torch')
   torch = peers.imported('torch')
   changes = {}
-  config = dataclasses.replace(eva.SIZES['tiny'], drop_path_rate=0.0)
+  config = dataclasses.replace(eva.SIZES[size], drop_path_rate=0.0)
   if size == 'base':
     # Its kind of blocks, but not its width; patches of another number.
     config = dataclasses.replace(

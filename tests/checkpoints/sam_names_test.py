@@ -196,9 +196,9 @@ def imported_params(peer, path, config):
   return traverse_util.unflatten_dict(arrays, sep='/')
 
 
-def images(seed=0):
+def images(seed=0, side=SIDE):
   rng = np.random.default_rng(seed)
-  return rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+  return rng.normal(size=(2, side, side, 3)).astype(np.float32)
 
 
 def assert_close(got, expected):
@@ -261,6 +261,25 @@ def test_segment_anything_gives_the_same_features_and_prompts(tmp_path):
   with torch.no_grad():
     expected = theirs.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0)
   assert_close(encoder.apply(variables, 10, 10, method='positions'), expected)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_segment_anything_gives_the_same_features_at_its_real_size(tmp_path):
+  registry = peers.imported('segment_anything').sam_model_registry
+  torch = peers.imported('torch')
+  theirs = registry['vit_b']().eval()
+  peers.randomize(theirs)
+  torch.save(theirs.state_dict(), tmp_path / 'sam.pth')
+  config = sam.SIZES['base']
+  params = imported_params('segment-anything', tmp_path / 'sam.pth', config)
+  image = images(side=1024)[:1]
+  with torch.no_grad():
+    expected = theirs.image_encoder(
+      torch.tensor(image).permute(0, 3, 1, 2)
+    ).permute(0, 2, 3, 1)
+  assert expected.shape == (1, 64, 64, 256)
+  assert_close(features(config, params['sam'], image), expected)
 
 
 @pytest.mark.parity

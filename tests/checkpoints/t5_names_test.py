@@ -8,6 +8,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import pytest
 from flax import traverse_util
 from model import t5_golden
@@ -15,7 +16,8 @@ from model import t5_golden
 from pixel_llm.checkpoints import mapping, t5_names
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import detection
-from pixel_llm.model import t5
+from pixel_llm.model import decoding, t5
+from pixel_llm.vocabulary import EOS_ID
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 HUGGING_FACE = GOLDEN / 'hf_t5_tiny'
@@ -200,3 +202,95 @@ def test_the_config_of_hugging_face_is_checked():
   del config['scale_decoder_outputs']
   with pytest.raises(mapping.MappingError, match='tie_word_embeddings False'):
     t5_names.check_hugging_face_config(config)
+
+
+# --- Against transformers itself
+
+
+@pytest.fixture(scope='module', name='small')
+def small_fixture(tmp_path_factory):
+  """T5 1.1 small of transformers, of random weights; our parameters."""
+  transformers = peers.imported('transformers')
+  torch = peers.imported('torch')
+  config = t5.SIZES['small']
+  theirs = transformers.T5ForConditionalGeneration(
+    transformers.T5Config(
+      **t5_names.hugging_face_config(vars(config), 0.1, 'float32')
+    )
+  ).eval()
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for name, weight in theirs.named_parameters():
+      # As they are initialized, but for the last layer: logits would hardly
+      # depend on what was written before.
+      if 'layer_norm' not in name:
+        std = 3 * config.emb_dim**-0.5 if 'lm_head' in name else weight.std()
+        weight.copy_(std * torch.randn(weight.shape, generator=generator))
+    # Some texts are to end.
+    theirs.lm_head.weight[EOS_ID] *= 3
+  folder = tmp_path_factory.mktemp('t5')
+  theirs.save_pretrained(folder)
+  return theirs, variables(mapped(t5_names.HUGGING_FACE, opened(folder)))
+
+
+def written(params, text, **how):
+  """What our search writes."""
+  config = t5.SIZES['small']
+  model = t5.T5(config)
+  how = decoding.DecodingConfig(**how)
+
+  @jax.jit
+  def generate(params, text):
+    encoded, valid = model.apply(params, None, text, method='encode')
+    cross = model.apply(params, encoded, method='cross_attention_cache')
+
+    def step(tokens, index, cache):
+      return model.apply(
+        params, tokens, index, cache, cross, valid, method='decode_step'
+      )
+
+    cache = model.init_cache(len(text), how.length)
+    return decoding.decode(
+      step, cache, len(text), how, beams=t5.CACHE_BEAMS
+    ).tokens
+
+  return np.asarray(generate(params, text))
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_transformers_says_the_same_at_the_size_of_small(small):
+  import torch
+
+  theirs, params = small
+  rng = np.random.default_rng(0)
+  text = rng.integers(2, 32000, (8, 40)).astype(np.int32)
+  text[1, 30:] = 0
+  inputs = {
+    'input_ids': torch.tensor(text).long(),
+    'attention_mask': torch.tensor(text > 0).long(),
+  }
+  tokens = rng.integers(2, 32000, (8, 24)).astype(np.int32)
+  with torch.no_grad():
+    expected = theirs(
+      **inputs, decoder_input_ids=torch.tensor(tokens).long()
+    ).logits.numpy()
+  got = logits(t5.SIZES['small'], params, text, tokens, np.ones_like(tokens))
+  np.testing.assert_allclose(got, expected, 0, 1e-5 * np.abs(expected).max())
+
+  def generated(**how):
+    with torch.no_grad():
+      found = theirs.generate(
+        **inputs, max_new_tokens=24, do_sample=False, **how
+      ).numpy()[:, 1:]
+    return np.pad(found, ((0, 0), (0, 24 - found.shape[1])))
+
+  greedy = generated()
+  ends = (greedy == EOS_ID).any(1)
+  assert ends.any() and not ends.all()
+  np.testing.assert_array_equal(written(params, text, length=24), greedy)
+  # Of texts that end, each library chooses by a length penalty of its own.
+  np.testing.assert_array_equal(
+    written(params, text, length=24, beams=4, min_length=24),
+    generated(num_beams=4, min_new_tokens=24),
+  )

@@ -21,7 +21,6 @@ from pixel_llm.model import detector, losses
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 CLOSE = {'atol': 1e-5, 'rtol': 1e-4}
-FAST_COMPILE = {'xla_backend_optimization_level': 0}
 CANVAS = (96, 96)
 
 
@@ -587,9 +586,7 @@ def test_gradients_reach_every_parameter(tiny):
     leaves = jax.tree.leaves((logits, distances, said))
     return sum(jnp.sum(jnp.sin(leaf)) for leaf in leaves)
 
-  grads = jax.jit(jax.grad(total), compiler_options=FAST_COMPILE)(
-    nn.unbox(params)
-  )
+  grads = jax.jit(jax.grad(total))(nn.unbox(params))
   for path, g in jax.tree_util.tree_leaves_with_path(grads):
     assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
 

@@ -207,16 +207,19 @@ def test_generated_words_and_points_equal_those_of_a_full_pass(
 def test_encoding_the_image_before_changes_nothing(network):
   model, params = network
   batch = tiny.random_batch()
-  features = model.apply(
-    {'params': params}, batch.image, batch.image_size, method='encode_image'
-  )
-  left = task_lib.read(model, params, batch)
-  right = task_lib.read(
-    model,
-    params,
-    batch.replace(image=np.zeros_like(batch.image)),
-    features=features,
-  )
+
+  @jax.jit
+  def both(batch):
+    features = model.run(
+      params, batch.image, batch.image_size, method='encode_image'
+    )
+    without = batch.replace(image=jnp.zeros_like(batch.image))
+    return (
+      task_lib.read(model, params, batch),
+      task_lib.read(model, params, without, features=features),
+    )
+
+  left, right = both(batch)
   np.testing.assert_allclose(left.points, right.points, atol=1e-6)
 
 
@@ -226,14 +229,10 @@ def test_a_region_sees_the_cells_in_its_box():
   features = np.ones((1, 4, 4, 24), np.float32)
   # The first corner of the valid image, which is half of the canvas; all of it.
   boxes = np.array([[[0, 0, 0.1, 0.1], [0, 0, 1, 1]]], np.float32)
-  visual, valid = model.apply(
-    {'params': params},
-    features,
-    boxes,
-    np.array([[32, 16]]),
-    (32, 32),
-    method='embed_regions',
+  embed = jax.jit(
+    lambda *args: model.run(params, *args, (32, 32), method='embed_regions')
   )
+  visual, valid = embed(features, boxes, np.array([[32, 16]]))
   queries = config.extractor.num_queries
   assert visual.shape == (1, 2, queries + 1 + 9, 16)
   assert valid[0, 1].all()

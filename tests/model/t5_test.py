@@ -23,16 +23,6 @@ LORA = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compile_fast():
-  """Most of the time here is XLA's, of programs that run once."""
-  name = 'jax_disable_most_optimizations'
-  before = jax.config.read(name)
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, before)
-
-
 @pytest.fixture(scope='module')
 def golden():
   return t5_golden.load('t5x_tiny_golden')
