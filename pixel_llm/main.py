@@ -305,16 +305,18 @@ def _t5_config(args: argparse.Namespace):
 
 
 def _model_config(args: argparse.Namespace, part: str):
-  """The network with the encoder of `--config` or `--size`, else None."""
+  """The network with the part of `--config` or `--size`, else None."""
   if args.config is not None:
     return _read_config(args.config, []).model
   if args.size is None:
     return None
-  from pixel_llm.model import eva, pixel_llm, sam
+  from pixel_llm.model import eva, mask, pixel_llm, sam
 
-  sizes = {'sam': sam.SIZES, 'eva': eva.SIZES}[part]
-  encoder = {part: _size(sizes, args.size, part)}
-  return dataclasses.replace(pixel_llm.ModelConfig(), **encoder)
+  # All sizes of SAM have the same mask decoder.
+  if part == 'sam':
+    size = _size(sam.SIZES, args.size, part)
+    return pixel_llm.ModelConfig(sam=size, mask=mask.MaskConfig())
+  return pixel_llm.ModelConfig(eva=_size(eva.SIZES, args.size, part))
 
 
 def _size(sizes, size: str, part: str):

@@ -35,7 +35,7 @@ from pixel_llm.checkpoints.formats import (
   t5x,
 )
 from pixel_llm.checkpoints.tensors import Tensor, Tensors
-from pixel_llm.model import eva, pixel_llm, prompt, sam, t5
+from pixel_llm.model import eva, mask, pixel_llm, prompt, sam, t5
 
 Progress = Callable[[int, int], None]
 Part = Literal['t5', 'sam', 'eva']
@@ -92,7 +92,8 @@ def import_weights(
       the sizes of a T5 off its shapes, and is an error for an encoder. Has no
       say with `pixel-llm`.
     part: what the source holds of the network, one of `PARTS` of these names,
-      None for the first. With SAM's encoder comes its prompt encoder.
+      None for the first. With SAM's encoder come its prompt encoder and, if the
+      network draws masks, its mask decoder.
     dtype: of the floating point numbers, float32 or bfloat16.
     allow_missing: regular expressions of our names that need not be there.
     force: replaces what is at `out`, if it was written by this module.
@@ -221,7 +222,8 @@ def encoder_shapes(
 
   Args:
     config: of the whole network.
-    part: `sam`, with which comes the location prompt encoder, or `eva`.
+    part: `sam`, with which come the location prompt encoder and, if there is
+      one, the mask decoder; or `eva`.
 
   Raises:
     ValueError: the network has no such encoder.
@@ -230,9 +232,14 @@ def encoder_shapes(
     pixels = jnp.zeros((1, config.sam.patch_size, config.sam.patch_size, 3))
     encoder = prompt.LocationPromptEncoder(config.prompt)
     boxes = jnp.zeros((1, 4)), (1, 1)
-    return _shapes(sam.Sam(config.sam), sam_names.PREFIX, pixels) | _shapes(
+    found = _shapes(sam.Sam(config.sam), sam_names.PREFIX, pixels) | _shapes(
       encoder, sam_names.PROMPT_PREFIX, *boxes, method='boxes'
     )
+    if config.mask is not None:
+      cell = jnp.zeros((1, 1, 1, config.mask.width))
+      decoder = mask.MaskDecoder(config.mask)
+      found |= _shapes(decoder, sam_names.MASK_PREFIX, cell, cell[0], cell)
+    return found
   if part == 'eva' and config.eva is not None:
     pixels = jnp.zeros((1, config.eva.patch_size, config.eva.patch_size, 3))
     return _shapes(eva.Eva(config.eva), eva_names.PREFIX, pixels)
@@ -271,7 +278,8 @@ def _encoder(
     }
     c = config.sam
     sizes = c.depth, c.blocks_per_group, c.patch_size, c.position_grid
-    return tables[names](*sizes), expected
+    mask_depth = config.mask.depth if config.mask is not None else None
+    return tables[names](*sizes, mask_depth), expected
   assert config.eva is not None
   tables = {'timm': eva_names.timm, 'eva': eva_names.eva}
   c = config.eva

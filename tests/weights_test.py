@@ -527,12 +527,13 @@ def random_tensors(shapes, seed=0):
   }
 
 
-def encoder_file(path, names, part, prefix=''):
+def encoder_file(path, names, part, prefix='', config=None):
   """Writes an encoder of the tiny network by others' names; gives ours."""
-  config = tiny.model_config()
+  config = config or tiny.model_config()
   ours = random_tensors(weights.encoder_shapes(config, part))
   c = config.sam
   sam_sizes = c.depth, c.blocks_per_group, c.patch_size, c.position_grid
+  sam_sizes += (None if config.mask is None else config.mask.depth,)
   eva_sizes = config.eva.patch_size, True, True
   table = {
     'segment-anything': lambda: sam_names.segment_anything(*sam_sizes),
@@ -558,9 +559,9 @@ ENCODERS = [
 def test_encoders_become_the_parts_of_the_network(
   tmp_path, names, part, prefix
 ):
+  config = dataclasses.replace(tiny.full_config(), detector=None)
   source, out = tmp_path / 'x.safetensors', str(tmp_path / 'out')
-  ours = encoder_file(source, names, part, prefix)
-  config = tiny.model_config()
+  ours = encoder_file(source, names, part, prefix, config)
   weights.import_weights(str(source), out, names, config, part=part)
   got = opened(out, 'params/')
   assert_same(got, ours)
@@ -571,7 +572,8 @@ def test_encoders_become_the_parts_of_the_network(
     jax.random.key(0),
   )
   flat = traverse_util.flatten_dict(nn.unbox(network), sep='/')
-  parts = {'sam': ('sam', 'prompt_encoder'), 'eva': ('eva',)}[part]
+  parts = {'sam': ('sam', 'prompt_encoder', 'mask_decoder'), 'eva': ('eva',)}
+  parts = parts[part]
   assert {n: t.shape for n, t in got.items()} == {
     n: x.shape for n, x in flat.items() if n.split('/')[0] in parts
   }
@@ -607,6 +609,29 @@ def test_what_does_not_fit_an_encoder_is_listed(tmp_path):
     allow_missing=['eva/class_token'],
   )
   assert len(opened(out, 'params/')) == len(ours) - 1
+
+
+def test_masks_are_taken_if_the_network_draws_them(tmp_path):
+  full = tiny.full_config()
+  without = dataclasses.replace(full, mask=None)
+  source, out = tmp_path / 'x.safetensors', str(tmp_path / 'out')
+  ours = encoder_file(source, 'segment-anything', 'sam', config=full)
+  weights.import_weights(str(source), out, 'segment-anything', without)
+  got = opened(out, 'params/')
+  assert ours.keys() - got.keys() == {
+    name for name in ours if name.startswith('mask_decoder/')
+  }
+  assert_same(got, {name: ours[name] for name in got})
+  # Of a file without a mask decoder it is missing, unless that is allowed.
+  bare = tmp_path / 'bare.safetensors'
+  encoder_file(bare, 'segment-anything', 'sam', config=without)
+  call = str(bare), f'{out}.safetensors', 'segment-anything', full
+  with pytest.raises(
+    MappingError, match='  mask_decoder/iou_token \\[1, 16\\]'
+  ):
+    weights.import_weights(*call)
+  weights.import_weights(*call, allow_missing=['mask_decoder/.*'])
+  assert opened(f'{out}.safetensors').keys() == got.keys()
 
 
 def test_an_encoder_needs_a_network_that_has_it(tmp_path):
@@ -649,3 +674,5 @@ def test_the_verb_of_encoders(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f'pixel-llm import: error: {said}')
   assert 'expected layer 0, 1, 3, 4, 6, 7, 9, 10, got none of 3, 4, 6' in error
+  # A size is all of SAM, as it was released.
+  assert '  mask_decoder/mask_tokens [4, 256]\n' in error

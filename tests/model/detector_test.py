@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -652,14 +651,11 @@ def learned_fixture():
   )
   weights = np.float32([[1, 1], [1, 0]])
   given = (features, size, CANVAS, things, weights)
-  init = jax.jit(
-    lambda key: model.init(key, *given, method='learn')['params'],
-    compiler_options=FAST_COMPILE,
-  )
+  init = jax.jit(lambda key: model.init(key, *given, method='learn')['params'])
   params = nn.unbox(init(jax.random.key(0)))
   adam = optax.adam(3e-3)
 
-  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+  @jax.jit
   def update(params, state, key):
     def loss_of(params):
       seen = model.apply({'params': params}, *given, key, method='learn')

@@ -185,9 +185,13 @@ def modeling_fixture():
   return importlib.import_module('segment_anything.modeling')
 
 
-def torch_reader(module):
+def arrays(module):
+  """A PyTorch module's parameters by name."""
+  return {k: v.numpy() for k, v in module.state_dict().items()}
+
+
+def torch_reader(state):
   """Reads a PyTorch module's parameters in Flax's spelling and layout."""
-  state = {k: v.detach().numpy() for k, v in module.state_dict().items()}
 
   def read(name):
     *path, leaf = name.replace('/', '.').split('.')
@@ -237,7 +241,7 @@ def test_points_boxes_and_masks_equal_segment_anything(modeling, prompts):
       for ambiguous in (False, True)
     }
 
-  read = torch_reader(theirs_prompt)
+  read = torch_reader(arrays(theirs_prompt))
   gaussian = theirs_prompt.pe_layer.positional_encoding_gaussian_matrix
   rows = [read(f'point_embeddings.{i}.weight') for i in range(4)]
   prompt_params = {
@@ -267,7 +271,7 @@ def test_points_boxes_and_masks_equal_segment_anything(modeling, prompts):
   )
   decoder = mask.MaskDecoder(config)
   params = decoder_params(
-    torch_reader(theirs_decoder), read('no_mask_embed.weight')
+    torch_reader(arrays(theirs_decoder)), read('no_mask_embed.weight')
   )
   for ambiguous, (masks, ious) in expected.items():
     logits, iou = decoder.apply(
