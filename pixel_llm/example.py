@@ -16,7 +16,9 @@ from typing import Any, cast
 import msgpack
 import numpy as np
 
-SCHEMA = 1
+SCHEMA = 2
+# 1 had no prompts, points and masks.
+READABLE = (1, 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +28,12 @@ class Region:
   Attributes:
     id: unique within the data set; keeps its identity to the metric.
     text: a narrative, a referring expression or a region's caption.
+    prompt: the question that the text answers; None when nothing was asked.
     box: [4] float32 xyxy, normalized; None when the text has no box.
+    points: [N, 2] float32 xy, normalized: clicks that say what the text is
+      about; None without.
+    mask: the pixels that it is about, on the grid of the upright file, in the
+      form of `masks`; None without.
     spans: [S, 2] int32, begin and end character in `text` of each utterance
       in order of time; (-1, -1) when the utterance is not found in the text.
     span_boxes: [S, 4] float32 xyxy, normalized and clipped: the trace's
@@ -37,7 +44,10 @@ class Region:
 
   id: str
   text: str
+  prompt: str | None = None
   box: np.ndarray | None = None
+  points: np.ndarray | None = None
+  mask: bytes | None = None
   spans: np.ndarray = dataclasses.field(
     default_factory=lambda: np.zeros((0, 2), np.int32)
   )
@@ -71,8 +81,10 @@ class Example:
 
 # Typed as it may be told to write elsewhere and return nothing.
 _PACK = cast(Callable[[Any], bytes], msgpack.packb)
+_PLAIN = ('id', 'text', 'prompt', 'mask')
 _ARRAYS = {
   'box': ('<f4', (4,)),
+  'points': ('<f4', (-1, 2)),
   'spans': ('<i4', (-1, 2)),
   'span_boxes': ('<f4', (-1, 4)),
   'span_centers': ('<f4', (-1, 2)),
@@ -84,7 +96,7 @@ def to_bytes(example: Example) -> bytes:
   """The record: a msgpack map; the same example gives the same bytes."""
   regions = []
   for region in example.regions:
-    row: dict[str, Any] = {'id': region.id, 'text': region.text}
+    row = {name: getattr(region, name) for name in _PLAIN}
     for name, (dtype, _) in _ARRAYS.items():
       value = getattr(region, name)
       row[name] = None if value is None else np.asarray(value, dtype).tobytes()
@@ -108,20 +120,23 @@ def from_bytes(record: bytes) -> Example:
   """
   try:
     row = msgpack.unpackb(record)
-    if row['schema'] != SCHEMA:
+    if row['schema'] not in READABLE:
       raise ValueError(
         f'record: expected schema {SCHEMA}, got {row["schema"]}; build the '
         'records again.'
       )
     regions = []
     for r in row['regions']:
-      arrays: dict[str, Any] = {
-        name: None
-        if r[name] is None
-        else np.frombuffer(r[name], dtype).reshape(shape)
-        for name, (dtype, shape) in _ARRAYS.items()
-      }
-      regions.append(Region(id=r['id'], text=r['text'], **arrays))
+      if row['schema'] == 1:
+        r = dict.fromkeys(('prompt', 'points', 'mask')) | r
+      values: dict[str, Any] = {name: r[name] for name in _PLAIN}
+      for name, (dtype, shape) in _ARRAYS.items():
+        values[name] = (
+          None
+          if r[name] is None
+          else np.frombuffer(r[name], dtype).reshape(shape)
+        )
+      regions.append(Region(**values))
     return Example(
       image=row['image'],
       image_id=row['image_id'],

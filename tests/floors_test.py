@@ -19,6 +19,7 @@ FLOOR_0 = {
   'files',
   'geometry',
   'image',
+  'masks',
   'prediction',
   'sharding',
   'vocabulary',

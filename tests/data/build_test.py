@@ -449,7 +449,7 @@ def test_missing_and_foreign_manifests(record_set, tmp_path):
   path = out / 'val.manifest.json'
   manifest = json.loads(path.read_text())
   path.write_text(json.dumps(manifest | {'schema': 99}))
-  with pytest.raises(ValueError, match='expected schema 1, found 99'):
+  with pytest.raises(ValueError, match='expected schema 2, found 99'):
     records.read_manifest(str(out), 'val')
   path.write_text('[]')
   with pytest.raises(ValueError, match='expected a manifest'):
