@@ -19,6 +19,17 @@ import sys
 # Exit codes: 0 done, 1 a mistake in what was given, 2 usage (argparse's), 75
 # stopped by a signal with everything saved (sysexits' "try again").
 _FAILED, _PREEMPTED = 1, 75
+# The keys of `data.build.NAMES`, which isn't imported for `--help`.
+_SOURCES = (
+  'coco_captions',
+  'jsonl',
+  'localized_narratives',
+  'refcoco',
+  'refcoco_mdetr',
+  'refcoco_uninext',
+  'visual_genome',
+  'visual_genome_grit',
+)
 # Options of the verbs that write text, as of `Predictor.from_workdir`.
 _DECODING = ('beams', 'temperature', 'top_k', 'top_p', 'seed')
 
@@ -97,6 +108,7 @@ def build(args: argparse.Namespace) -> None:
       split=args.split,
       instances=args.instances,
       image_data=args.image_data,
+      splits=args.splits,
       strict=args.strict,
       workers=args.workers,
       shards=args.shards,
@@ -552,15 +564,14 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument('--workers', type=_count, default=os.cpu_count())
 
   sub = verb('build', build)
-  sub.add_argument(
-    'name', choices=('localized_narratives', 'refcoco', 'visual_genome')
-  )
+  sub.add_argument('name', choices=_SOURCES, help='what the annotations are')
   sub.add_argument('--annotations', required=True, help='file or glob')
   sub.add_argument('--images', required=True, help='directory')
   sub.add_argument('--out', required=True, help='directory of the records')
   sub.add_argument('--split', default='train')
   sub.add_argument('--instances', help='instances.json (refcoco)')
   sub.add_argument('--image-data', help='image_data.json (visual_genome)')
+  sub.add_argument('--splits', help='densecap_splits.json (visual_genome)')
   sub.add_argument(
     '--strict', action='store_true', help='stop at the first bad row'
   )

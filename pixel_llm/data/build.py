@@ -26,10 +26,16 @@ from array_record.python.array_record_module import (
   ArrayRecordWriter,
 )
 
-from pixel_llm import example, files, image
+from pixel_llm import example, files, image, masks
 from pixel_llm.data import records
+from pixel_llm.data.sources.coco import Captions, RegionCaptions
+from pixel_llm.data.sources.jsonl import Jsonl
 from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
-from pixel_llm.data.sources.refcoco import RefCoco
+from pixel_llm.data.sources.refcoco import (
+  RefCoco,
+  RefCocoMdetr,
+  RefCocoUninext,
+)
 from pixel_llm.data.sources.source import (
   Entry,
   Problem,
@@ -39,11 +45,18 @@ from pixel_llm.data.sources.source import (
   SourceError,
 )
 from pixel_llm.data.sources.visual_genome import VisualGenome
+from pixel_llm.example import Region
 
+# main.py lists the names, too, so as not to import this for `--help`.
 NAMES: dict[str, type[Source]] = {
+  'coco_captions': Captions,
+  'jsonl': Jsonl,
   'localized_narratives': LocalizedNarratives,
   'refcoco': RefCoco,
+  'refcoco_mdetr': RefCocoMdetr,
+  'refcoco_uninext': RefCocoUninext,
   'visual_genome': VisualGenome,
+  'visual_genome_grit': RegionCaptions,
 }
 # Raised when the same regions give other records, apart from the schema.
 VERSION = 1
@@ -100,6 +113,7 @@ def build(
   split: str = 'train',
   instances: str | None = None,
   image_data: str | None = None,
+  splits: str | None = None,
   strict: bool = False,
   workers: int = 1,
   shards: int | None = None,
@@ -118,9 +132,11 @@ def build(
     annotations: a file or a glob.
     images: directory of the image files, searched recursively.
     out: directory for the records; made when it is not there.
-    split: names the output; for refcoco also the references to take.
+    split: names the output; where the annotations are of several splits, also
+      those to take.
     instances: refcoco's `instances.json`.
     image_data: visual_genome's `image_data.json`.
+    splits: visual_genome's lists of image ids, `densecap_splits.json`.
     strict: stop at the first bad row instead of skipping it.
     workers: processes; the result does not depend on it. A script that asks
       for several needs the usual `if __name__ == '__main__':`.
@@ -132,10 +148,10 @@ def build(
     RowError: the first bad row, when `strict`.
     BuildError: `out` holds a build of something else, or nothing is good.
   """
-  source = _source(name, annotations, images, split, instances, image_data)
-  files = _expand(annotations) + [
-    path for path in (instances, image_data) if path is not None
-  ]
+  given = {'instances': instances, 'image_data': image_data, 'splits': splits}
+  extras = {k: path for k, path in given.items() if path is not None}
+  source = _source(name, annotations, images, split, extras)
+  files = _expand(annotations) + list(extras.values())
   entries, problems = source.index()
   if strict and problems:
     raise _error(problems[0])
@@ -194,8 +210,7 @@ def _source(
   annotations: str,
   images: str,
   split: str,
-  instances: str | None,
-  image_data: str | None,
+  extras: dict[str, str],
 ) -> Source:
   if name not in NAMES:
     raise BuildError(
@@ -206,12 +221,10 @@ def _source(
       f'build: expected a split that can name a file, got {split!r}.'
     )
   builder = NAMES[name]
-  extras = {'instances': instances, 'image_data': image_data}
   for option, value in extras.items():
-    if value is not None and option != builder.extra:
+    if option not in builder.extras:
       raise BuildError(f'build {name}: takes no {option}, got {value!r}.')
-  extra = None if builder.extra is None else extras[builder.extra]
-  return builder(_expand(annotations), images, split, extra)
+  return builder(_expand(annotations), images, split, extras)
 
 
 def _expand(annotations: str) -> list[str]:
@@ -351,8 +364,20 @@ def _make(
     image=data,
     image_id=entry.image_id,
     size=size,
-    regions=tuple(region for _, region in item.regions),
+    regions=tuple(
+      _resized(region, item.size or size, size) for _, region in item.regions
+    ),
   ), problems
+
+
+def _resized(
+  region: Region, claimed: tuple[int, int], size: tuple[int, int]
+) -> Region:
+  """The region with its mask on the file's grid: a copy may be smaller."""
+  if region.mask is None or claimed == size:
+    return region
+  mask = masks.resize(region.mask, claimed, size)
+  return dataclasses.replace(region, mask=mask)
 
 
 class _BadImage(ValueError):

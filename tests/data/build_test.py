@@ -19,7 +19,7 @@ import public_formats as formats
 import pytest
 from PIL import Image
 
-from pixel_llm import example
+from pixel_llm import example, main, masks
 from pixel_llm.data import build, records
 from pixel_llm.data.sources.source import RowError, SourceError
 
@@ -115,6 +115,48 @@ def test_refcoco_and_visual_genome(tmp_path):
   box = example.from_bytes(found[0]).regions[0].box
   assert box is not None
   np.testing.assert_allclose(box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+
+
+def test_documented_lines(tmp_path):
+  """The example of data/jsonl.md is what it says."""
+  text = (pathlib.Path(__file__).parents[2] / 'data/jsonl.md').read_text()
+  block = text.split('```json\n')[1].split('```')[0]
+  path = tmp_path / 'birds.jsonl'
+  path.write_text(block)
+  names = [json.loads(line)['image'] for line in block.splitlines()]
+  images = formats.write_images(tmp_path / 'images', names)
+  kept = {}
+  for split in ('train', 'val'):
+    out = str(tmp_path / 'out')
+    result = build.build('jsonl', str(path), images, out, split, strict=True)
+    assert result.manifest['skipped'] == {}
+    found = records.RecordSet(out, split)
+    for i in range(len(found)):
+      made = example.from_bytes(found[i])
+      kept[made.image_id] = made.regions
+  assert list(kept) == ['a/robin.jpg', 'b7', 'owl.jpg']
+  assert [(r.id, r.prompt) for r in kept['b7']] == [
+    ('b7-1', None),
+    ('b7/1', 'Which colour has it?'),
+  ]
+  assert masks.area(kept['owl.jpg'][0].mask or b'') == 600
+
+
+def test_masks_on_a_smaller_copy(tmp_path):
+  images = formats.write_images(tmp_path / 'images', ['7.jpg'], size=(20, 30))
+  (tmp_path / 'a.json').write_text(json.dumps({'train': [formats.uninext(7)]}))
+  images = formats.write_images(
+    images, ['COCO_train2014_000000000007.jpg'], size=(20, 30)
+  )
+  out = str(tmp_path / 'out')
+  build.build('refcoco_uninext', str(tmp_path / 'a.json'), images, out)
+  made = example.from_bytes(records.RecordSet(out, 'train')[0])
+  pixels = masks.decode(made.regions[0].mask or b'', made.size)
+  assert pixels[2:12, 3:18].all() and pixels.sum() == 150
+
+
+def test_names_are_those_of_the_command():
+  assert tuple(build.NAMES) == main._SOURCES
 
 
 # Determinism and resuming.

@@ -149,3 +149,67 @@ def vg_region(region_id, image_id=7, **changes):
     'height': 20,
     'phrase': 'a ring',
   } | changes
+
+
+def write_json(path, values):
+  pathlib.Path(path).write_text(json.dumps(values))
+  return str(path)
+
+
+def coco_file(images, annotations):
+  return {'info': {'year': 2017}, 'images': images, 'annotations': annotations}
+
+
+SQUARE = [[6, 4, 36, 4, 36, 24, 6, 24]]  # the pixels of `vg_region`
+
+
+def mdetr(expression_id, image_id=7, **changes):
+  """An expression as MDETR has it: an element of images, and its box."""
+  image = coco_image(image_id) | {
+    'id': expression_id,
+    'original_id': image_id,
+    'caption': f'the ring number {expression_id}',
+    'dataset_name': 'refcoco',
+    'tokens_negative': [[0, 3]],
+  }
+  annotation = {
+    'id': expression_id,
+    'image_id': expression_id,
+    'original_id': 70,
+    'bbox': [6, 4, 30, 20],
+    'iscrowd': 0,
+    'category_id': 1,
+    'tokens_positive': [[4, 8]],
+  }
+  for key, value in changes.items():
+    (annotation if key in ('bbox', 'segmentation') else image)[key] = value
+  return image, annotation
+
+
+def uninext(image_id=7, **changes):
+  """A thing as UNINEXT has it."""
+  return {
+    'image_id': image_id,
+    'height': HEIGHT,
+    'width': WIDTH,
+    'bbox': [6, 4, 30, 20],
+    'mask': SQUARE,
+    'category_id': 0,
+    'expressions': ['the ring', 'red one'],
+  } | changes
+
+
+def conversation(image='coco/train2017/000000000007.jpg', **changes):
+  """A row of LLaVA-Instruct; `changes` replace fields, None drops."""
+  row = {
+    'id': '000000000007',
+    'image': image,
+    'conversations': [
+      {'from': 'human', 'value': '<image>\nWhat is this?'},
+      {'from': 'gpt', 'value': 'A red ring.'},
+      {'from': 'human', 'value': 'Is it large?'},
+      {'from': 'gpt', 'value': 'It is.\n\nVery.'},
+    ],
+  }
+  row.update(changes)
+  return {k: v for k, v in row.items() if v is not None}

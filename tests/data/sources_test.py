@@ -14,9 +14,17 @@ import numpy as np
 import public_formats as formats
 import pytest
 
+from pixel_llm import masks
 from pixel_llm.data.sources import source
+from pixel_llm.data.sources.coco import Captions, RegionCaptions
+from pixel_llm.data.sources.jsonl import Jsonl
 from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
-from pixel_llm.data.sources.refcoco import RefCoco, read_refs
+from pixel_llm.data.sources.refcoco import (
+  RefCoco,
+  RefCocoMdetr,
+  RefCocoUninext,
+  read_refs,
+)
 from pixel_llm.data.sources.visual_genome import VisualGenome
 from pixel_llm.example import Region
 
@@ -42,7 +50,7 @@ def read_all(src):
 
 def narratives(tmp_path, images, rows, name='ln.jsonl'):
   path = formats.write_lines(tmp_path / name, rows)
-  return LocalizedNarratives([path], images, 'val', None)
+  return LocalizedNarratives([path], images, 'val', {})
 
 
 def test_narrative(tmp_path, images):
@@ -96,7 +104,7 @@ def test_compressed_narratives(tmp_path, images):
   packed = tmp_path / 'ln.jsonl.gz'
   packed.write_bytes(gzip.compress(data))
   _, items, problems = read_all(
-    LocalizedNarratives([str(packed)], images, 'val', None)
+    LocalizedNarratives([str(packed)], images, 'val', {})
   )
   assert not problems
   _, expected, _ = read_all(plain)
@@ -105,7 +113,7 @@ def test_compressed_narratives(tmp_path, images):
     assert [r.id for r in got] == [r.id for _, r in item.regions]
   packed.write_bytes(packed.read_bytes()[:-30])
   with pytest.raises(source.SourceError, match=r'ln\.jsonl\.gz: cannot be'):
-    LocalizedNarratives([str(packed)], images, 'val', None).index()
+    LocalizedNarratives([str(packed)], images, 'val', {}).index()
 
 
 def timed(**changes):
@@ -334,7 +342,7 @@ def test_no_image_directory(tmp_path):
 
 def refcoco(tmp_path, images, split='train', **files):
   refs, instances = formats.write_refcoco(tmp_path, **files)
-  return RefCoco([refs], images, split, instances)
+  return RefCoco([refs], images, split, {'instances': instances})
 
 
 def test_refcoco(tmp_path, images):
@@ -458,7 +466,9 @@ def test_bad_instances(tmp_path, images):
   with pytest.raises(source.SourceError, match=r"a list 'annotations'"):
     src.index()
   (tmp_path / 'instances.json').write_text('{"images": [')
-  with pytest.raises(source.SourceError, match=r'instances\.json: expected J'):
+  with pytest.raises(
+    source.SourceError, match=r'instances\.json, byte 12: exp'
+  ):
     src.index()
   instances = {
     'images': [formats.coco_image(7, height='40')],
@@ -470,12 +480,446 @@ def test_bad_instances(tmp_path, images):
   assert problem.row.field == 'images[0].height'
 
 
+# Masks.
+
+
+def pixels(region):
+  return masks.decode(region.mask, (formats.HEIGHT, formats.WIDTH))
+
+
+def test_refcoco_masks(tmp_path, images):
+  """Polygons, run lengths and compressed run lengths are the same."""
+  inside = np.zeros((formats.HEIGHT, formats.WIDTH), bool)
+  inside[4:24, 6:36] = True
+  rle = masks.encode(inside)
+  size = list(inside.shape)
+  forms = [
+    formats.SQUARE,
+    {'size': size, 'counts': masks.unpack(rle).tolist()},
+    {'size': size, 'counts': rle.decode()},
+    None,
+    [],
+  ]
+  things = [
+    {'id': i, 'image_id': 7, 'bbox': [6, 4, 30, 20], 'segmentation': form}
+    for i, form in enumerate(forms)
+  ]
+  src = refcoco(
+    tmp_path,
+    images,
+    refs=[formats.reference(7, i, [i]) for i in range(len(forms))],
+    instances=formats.coco_file([formats.coco_image(7)], things),
+  )
+  _, items, problems = read_all(src)
+  assert not problems
+  regions = [r for _, r in items['7'].regions]
+  for region in regions[:3]:
+    np.testing.assert_array_equal(pixels(region), inside)
+  assert [r.mask for r in regions[3:]] == [None, None]
+
+
+@pytest.mark.parametrize(
+  'mask,reason,field',
+  [
+    ('polygon', 'not_a_list', ''),
+    ([1, 2, 3, 4, 5, 6], 'not_a_list', '[0]'),
+    ([[1, 2, 3, 4]], 'bad_mask', '[0]'),
+    ([[1, 2, 3, 4, 5, 6, 7]], 'bad_mask', '[0]'),
+    ([[1, 2, 3, 4, 5, '6']], 'not_a_number', '[0]'),
+    ([formats.SQUARE[0], [1, 2, 3, 4, 5, 1e9]], 'bad_mask', '[1]'),
+    ([[1, 2, 3, 4, 5, float('nan')]], 'not_finite', '[0]'),
+    ({'size': [60, 40], 'counts': [2400]}, 'bad_mask', 'size'),
+    ({'size': [40, 60]}, 'missing_field', 'counts'),
+    ({'size': [40, 60], 'counts': [2399]}, 'bad_mask', 'counts'),
+    ({'size': [40, 60], 'counts': [2401, -1]}, 'bad_mask', 'counts'),
+    ({'size': [40, 60], 'counts': [2.4e3]}, 'bad_mask', 'counts'),
+    ({'size': [40, 60], 'counts': [10**30]}, 'bad_mask', 'counts'),
+    ({'size': [40, 60], 'counts': 'é~'}, 'bad_mask', 'counts'),
+    ({'size': [40, 60], 'counts': 7}, 'bad_mask', 'counts'),
+    ({'size': [40, 60], 'counts': None}, 'bad_mask', 'counts'),
+  ],
+)
+def test_bad_masks(tmp_path, images, mask, reason, field):
+  thing = {'id': 70, 'image_id': 7, 'bbox': [6, 4, 30, 20]}
+  src = refcoco(
+    tmp_path,
+    images,
+    refs=[formats.reference(7, 70, [1, 2])],
+    instances=formats.coco_file(
+      [formats.coco_image(7)], [thing | {'segmentation': mask}]
+    ),
+  )
+  _, items, problems = read_all(src)
+  assert items['7'].regions == ()
+  assert [p.reason for p in problems] == [reason] * 2  # both sentences
+  where = f'annotations[0].segmentation.{field}'.rstrip('.')
+  assert problems[0].row.field == where.replace('.[', '[')
+
+
+# RefCOCO of others.
+
+
+def mdetr(tmp_path, images, pairs):
+  values = formats.coco_file(*map(list, zip(*pairs, strict=True)))
+  path = formats.write_json(tmp_path / 'finetune_refcoco_train.json', values)
+  return RefCocoMdetr([path], images, 'train', {})
+
+
+def test_mdetr(tmp_path, images):
+  pairs = [
+    formats.mdetr(1),
+    formats.mdetr(2, image_id=8, original_id='8'),
+    formats.mdetr(3, raw='The RING,  3', refexp_id=301),
+    formats.mdetr(4, segmentation=formats.SQUARE),
+  ]
+  entries, items, problems = read_all(mdetr(tmp_path, images, pairs))
+  assert not problems
+  assert [e.image_id for e in entries] == ['7', '8']
+  assert os.path.basename(entries[0].image or '') == '000000000007.jpg'
+  regions = [r for _, r in items['7'].regions]
+  assert [(r.id, r.text) for r in regions] == [
+    ('1', 'the ring number 1'),
+    ('301', 'The RING, 3'),
+    ('4', 'the ring number 4'),
+  ]
+  np.testing.assert_allclose(regions[0].box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+  assert regions[0].mask is None and pixels(regions[2]).sum() == 600
+  assert items['7'].size == (formats.HEIGHT, formats.WIDTH)
+
+
+@pytest.mark.parametrize(
+  'changes,reason,field',
+  [
+    ({'caption': ' '}, 'empty_text', 'images[1].caption'),
+    ({'bbox': [0, 0, 0, 1]}, 'bad_box', 'annotations[1].bbox'),
+    ({'segmentation': [[1]]}, 'bad_mask', 'annotations[1].segmentation[0]'),
+    ({'height': 30}, 'wrong_image', 'annotations[1]'),
+    ({'refexp_id': 1}, 'duplicate', 'annotations[1].id'),
+  ],
+)
+def test_bad_mdetr(tmp_path, images, changes, reason, field):
+  pairs = [formats.mdetr(1), formats.mdetr(2, **changes)]
+  _, items, (problem,) = read_all(mdetr(tmp_path, images, pairs))
+  assert (problem.reason, problem.row.field) == (reason, field)
+  assert len(items['7'].regions) == 1
+
+
+def test_mdetr_with_two_boxes_for_an_expression(tmp_path, images):
+  image, annotation = formats.mdetr(1)
+  path = formats.write_json(
+    tmp_path / 'a.json',
+    formats.coco_file([image], [annotation, annotation | {'id': 2}]),
+  )
+  _, _, (problem,) = read_all(RefCocoMdetr([path], images, 'train', {}))
+  assert (problem.reason, problem.row.field) == (
+    'duplicate',
+    'annotations[1].id',
+  )
+
+
+def uninext(tmp_path, images, things, split='train'):
+  path = formats.write_json(
+    tmp_path / 'instances.json', {'train': things, 'val': [formats.uninext(8)]}
+  )
+  return RefCocoUninext([path], images, split, {})
+
+
+def test_uninext(tmp_path):
+  images = formats.write_images(
+    tmp_path / 'images', ['COCO_train2014_000000000007.jpg', '7.jpg', '8.jpg']
+  )
+  things = [formats.uninext(7), formats.uninext(7, data_source='vg')]
+  entries, items, problems = read_all(uninext(tmp_path, images, things))
+  assert not problems
+  found = [(e.image_id, os.path.basename(e.image or '')) for e in entries]
+  assert found == [
+    ('7', 'COCO_train2014_000000000007.jpg'),
+    ('vg/7', '7.jpg'),
+  ]
+  regions = [r for _, r in items['7'].regions]
+  assert [(r.id, r.text) for r in regions] == [
+    ('train/0/0', 'the ring'),
+    ('train/0/1', 'red one'),
+  ]
+  np.testing.assert_allclose(regions[0].box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+  assert pixels(regions[0]).sum() == 600
+  with pytest.raises(
+    source.SourceError, match=r"split 'testA', found only train \(2\), val \(1"
+  ):
+    uninext(tmp_path, images, things, 'testA').index()
+
+
+@pytest.mark.parametrize(
+  'changes,reasons,field',
+  [
+    ({'bbox': [1]}, ['bad_box'] * 2, 'train[1].bbox'),
+    ({'mask': 4}, ['not_a_list'] * 2, 'train[1].mask'),
+    ({'expressions': ['a', 3]}, ['not_a_string'], 'train[1].expressions[1]'),
+    ({'expressions': None}, ['not_a_list'], 'train[1].expressions'),
+    ({'width': 0}, ['bad_size'], 'train[1].width'),
+    ({'height': 30}, ['wrong_image'], 'train[1]'),
+    ({'data_source': 'gqa'}, ['unknown_source'], 'train[1].data_source'),
+  ],
+)
+def test_bad_uninext(tmp_path, images, changes, reasons, field):
+  things = [formats.uninext(), formats.uninext(**changes)]
+  _, items, problems = read_all(uninext(tmp_path, images, things))
+  assert [p.reason for p in problems] == reasons
+  assert problems[0].row.field == field
+  assert len(items['7'].regions) >= 2
+
+
+# COCO.
+
+
+def test_coco_captions(tmp_path, images):
+  """An image may come after its captions, or not at all, or have none."""
+  captions = [
+    {'id': 1, 'image_id': 7, 'caption': ' A ring \n on  a table.'},
+    {'id': 2, 'image_id': 8, 'caption': 'Zwei Ringe, größer'},
+    {'id': 3, 'image_id': 99, 'caption': 'of an image that is not listed'},
+    {'id': 4, 'image_id': 7, 'caption': 'Another.'},
+    {'id': 4, 'image_id': 7, 'caption': 'The same id.'},
+    {'id': 5, 'image_id': 7, 'caption': ' '},
+    {'id': 6, 'image_id': 10, 'caption': 'of an image without a size'},
+  ]
+  values = {
+    'annotations': captions,
+    'type': 'captions',
+    'images': [
+      formats.coco_image(8, file_name='000000000008.jpg'),
+      formats.coco_image(7),
+      formats.coco_image(9),
+      {'id': 10, 'file_name': '10.jpg'},
+    ],
+  }
+  path = tmp_path / 'captions_train2017.json'
+  path.write_text(json.dumps(values, ensure_ascii=False), encoding='utf-8-sig')
+  entries, items, problems = read_all(Captions([str(path)], images, 'a', {}))
+  assert [e.image_id for e in entries] == ['8', '7']
+  texts = [(r.id, r.text, r.box) for _, r in items['7'].regions]
+  assert texts == [('1', 'A ring on a table.', None), ('4', 'Another.', None)]
+  assert items['8'].regions[0][1].text == 'Zwei Ringe, größer'
+  assert [(p.reason, p.row.field) for p in problems] == [
+    ('duplicate', 'annotations[4].id'),
+    ('missing_field', 'images[3].height'),
+    ('no_image_meta', 'annotations[2].image_id'),
+    ('no_image_meta', 'annotations[6].image_id'),
+    ('empty_caption', 'annotations[5].caption'),
+  ]
+
+
+def test_captions_that_are_no_utf8(tmp_path, images):
+  captions = [
+    {'id': 1, 'image_id': 7, 'caption': 'a café'},
+    {'id': 2, 'image_id': 7, 'caption': 'a ring'},
+  ]
+  values = formats.coco_file([formats.coco_image(7)], captions)
+  path = tmp_path / 'a.json'
+  path.write_bytes(json.dumps(values, ensure_ascii=False).encode('latin-1'))
+  _, items, (problem,) = read_all(Captions([str(path)], images, 'a', {}))
+  assert (problem.reason, problem.row.field) == (
+    'not_unicode',
+    'annotations[0].caption',
+  )
+  assert [r.id for _, r in items['7'].regions] == ['2']
+
+
+@pytest.mark.parametrize(
+  'text,message',
+  [
+    ('[]', "JSON object with '{' here, found '\\['"),
+    ('{"images": []}', "a list 'annotations', found only these lists: images"),
+    ('{"images": {}, "annotations": []}', "a list 'images'"),
+    ('{"images": [], "annotations": [{}', 'the end of the file'),
+    ('{"images": [], "annotations": [{"a"', 'expected a JSON value'),
+    ('{"images": [], ', 'expected a JSON value'),
+    ('{3: []}', 'a JSON object, found 3'),
+    ('', 'the end of the file'),
+  ],
+)
+def test_files_that_are_not_of_coco(tmp_path, images, text, message):
+  (tmp_path / 'a.json').write_text(text)
+  with pytest.raises(source.SourceError, match=message) as e:
+    Captions([str(tmp_path / 'a.json')], images, 'a', {}).index()
+  assert str(e.value).startswith(str(tmp_path / 'a.json'))
+
+
+@pytest.mark.parametrize('chunk', [3, 64])
+def test_elements_cut_by_the_window(tmp_path, images, monkeypatch, chunk):
+  monkeypatch.setattr(source, '_CHUNK', chunk)
+  captions = [
+    {'id': i, 'image_id': 7, 'caption': f'größer {i}'} for i in range(9)
+  ]
+  values = formats.coco_file([formats.coco_image(7)], captions)
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(values, ensure_ascii=False, indent=1))
+  _, items, problems = read_all(Captions([str(path)], images, 'a', {}))
+  assert not problems
+  assert [r.text for _, r in items['7'].regions] == [
+    c['caption'] for c in captions
+  ]
+
+
+def test_numbers_cut_by_the_window(tmp_path, monkeypatch):
+  monkeypatch.setattr(source, '_CHUNK', 1)
+  (tmp_path / 'a.json').write_text('{"a": [123, 45.5], "n": 678, "b": [[9]]}')
+  found = list(source.read_members(str(tmp_path / 'a.json')))
+  assert [(name, i, v) for name, i, _, _, v in found] == [
+    ('a', 0, 123),
+    ('a', 1, 45.5),
+    ('b', 0, [9]),
+  ]
+
+
+# Our own lines.
+
+
+def lines(tmp_path, images, rows, split='train', name='own.jsonl'):
+  return Jsonl([formats.write_lines(tmp_path / name, rows)], images, split, {})
+
+
+def own(image='000000000007.jpg', regions=None, **changes):
+  row = {
+    'image': image,
+    'width': formats.WIDTH,
+    'height': formats.HEIGHT,
+    'regions': [{'text': 'a ring'}] if regions is None else regions,
+  }
+  return row | changes
+
+
+def test_jsonl(tmp_path, images):
+  regions = [
+    {
+      'id': 3,
+      'text': ' a red ring ',
+      'prompt': 'What?',
+      'box': [6, 4, 36, 24],
+      'points': [[30, 20], [60.5, 40]],
+      'mask': formats.SQUARE,
+      'words': [
+        {'text': 'a'},
+        {'text': 'red ring', 'points': [[6, 4], [30, 20]]},
+      ],
+    },
+    {'text': 'nothing else', 'id': None, 'box': None, 'words': None},
+  ]
+  rows = [
+    own(regions=regions),
+    own('000000000008.jpg', split='val'),
+    own('000000000009', image_id='nine', split='train'),
+    own(regions=[{'text': 'on another line'}]),
+  ]
+  entries, items, problems = read_all(lines(tmp_path, images, rows))
+  assert not problems
+  assert [e.image_id for e in entries] == ['000000000007.jpg', 'nine']
+  assert os.path.basename(entries[1].image or '') == '000000000009.jpg'
+  first, second, third = [r for _, r in items['000000000007.jpg'].regions]
+  assert (first.id, first.text, first.prompt) == ('3', 'a red ring', 'What?')
+  np.testing.assert_allclose(first.box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+  np.testing.assert_allclose(first.points, [[0.5, 0.5], [1, 1]])
+  assert pixels(first).sum() == 600
+  np.testing.assert_array_equal(first.spans, [[0, 1], [2, 10]])
+  np.testing.assert_array_equal(first.span_weights, [0, 1])
+  np.testing.assert_allclose(
+    first.span_boxes[1], [0.1, 0.1, 0.5, 0.5], atol=1e-6
+  )
+  np.testing.assert_allclose(first.span_centers[1], [0.3, 0.3], atol=1e-6)
+  assert (second.id, second.box, second.mask, second.points) == (
+    '000000000007.jpg/1',
+    None,
+    None,
+    None,
+  )
+  assert third.id == '000000000007.jpg/2'
+
+
+BAD_LINES = {
+  'not json': ('{"image"', 'not_json', ''),
+  'a list': ('[]', 'not_an_object', ''),
+  'no image': ({'image': ''}, 'empty_text', 'image'),
+  'typing error': ({'boxes': []}, 'unknown_field', 'boxes'),
+  'no size': ({'width': None}, 'not_a_number', 'width'),
+  'half pixels': ({'width': 1.5}, 'bad_size', 'width'),
+  'split number': ({'split': 1}, 'not_a_string', 'split'),
+  'no list': ({'regions': {}}, 'not_a_list', 'regions'),
+  'no regions': ({'regions': []}, 'no_regions', 'regions'),
+  'other size': (
+    {'image': '000000000008.jpg', 'width': 40},
+    'wrong_image',
+    'image',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BAD_LINES)
+def test_bad_lines(tmp_path, images, name):
+  row, reason, field = BAD_LINES[name]
+  if isinstance(row, dict):
+    row = own() | row
+  rows = [own('000000000008.jpg'), row, own('000000000009.jpg')]
+  _, items, (problem,) = read_all(lines(tmp_path, images, rows))
+  assert (problem.reason, problem.row.line) == (reason, 2)
+  assert problem.row.field == field
+  assert sum(len(item.regions) for item in items.values()) == 2
+
+
+BAD_OWN_REGIONS = {
+  'no object': (3, 'not_an_object', ''),
+  'no text': ({'text': None}, 'not_a_string', 'text'),
+  'typing error': ({'bbox': [1, 2, 3, 4]}, 'unknown_field', 'bbox'),
+  'prompt': ({'prompt': ''}, 'empty_text', 'prompt'),
+  'id': ({'id': 1.5}, 'not_a_string', 'id'),
+  'id again': ({'id': 'first'}, 'duplicate', 'id'),
+  'width and height': ({'box': [30, 20, 6, 4]}, 'bad_box', 'box'),
+  'no area': ({'box': [30, 20, 30, 24]}, 'bad_box', 'box'),
+  'three numbers': ({'box': [30, 20, 36]}, 'bad_box', 'box'),
+  'box outside': ({'box': [30, 20, 70, 24]}, 'outside', 'box[1]'),
+  'box text': ({'box': [30, 20, '36', 24]}, 'not_a_number', 'box[1]'),
+  'point': ({'points': [[1, 2], [3]]}, 'bad_point', 'points[1]'),
+  'no point': ({'points': []}, 'bad_point', 'points'),
+  'flat points': ({'points': [1, 2]}, 'not_a_list', 'points[0]'),
+  'point outside': ({'points': [[50, 50]]}, 'outside', 'points[0]'),
+  'mask': ({'mask': [[1, 2]]}, 'bad_mask', 'mask[0]'),
+  'words': ({'words': 'a'}, 'not_a_list', 'words'),
+  'word': ({'words': [{'word': 'a'}]}, 'unknown_field', 'words[0].word'),
+  'word not there': (
+    {'words': [{'text': 'ring'}, {'text': 'a'}]},
+    'word_not_in_text',
+    'words[1].text',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BAD_OWN_REGIONS)
+def test_bad_regions_of_lines(tmp_path, images, name):
+  region, reason, field = BAD_OWN_REGIONS[name]
+  if isinstance(region, dict):
+    region = {'text': 'a ring'} | region
+  row = own(regions=[{'text': 'good', 'id': 'first'}, region, {'text': 'also'}])
+  _, items, (problem,) = read_all(lines(tmp_path, images, [row]))
+  where = 'regions[1]' + (f'.{field}' if field else '')
+  assert (problem.reason, problem.row.field) == (reason, where)
+  assert str(problem).startswith(f'{tmp_path}/own.jsonl, line 1, field regi')
+  regions = [r for _, r in items['000000000007.jpg'].regions]
+  assert [r.id for r in regions] == ['first', '000000000007.jpg/2']
+
+
+def test_lines_of_other_splits_only(tmp_path, images):
+  rows = [own(split='val'), own(split='val'), own(split='dev')]
+  with pytest.raises(
+    source.SourceError, match=r"split 'train', found only dev \(1\), val \(2\)"
+  ):
+    lines(tmp_path, images, rows).index()
+
+
 # Visual Genome.
 
 
 def visual_genome(tmp_path, images, **files):
   regions, image_data = formats.write_visual_genome(tmp_path, **files)
-  return VisualGenome([regions], images, 'train', image_data)
+  return VisualGenome([regions], images, 'train', {'image_data': image_data})
 
 
 def test_visual_genome(tmp_path, images):
@@ -539,6 +983,53 @@ def test_visual_genome_without_id_and_with_bad_meta(tmp_path, images):
     ('missing_field', '[1].regions'),
     ('not_an_object', '[2]'),
   ]
+
+
+def test_densecap_splits(tmp_path, images):
+  """An image that is in no split is in none, not in train."""
+  src = visual_genome(tmp_path, images)
+  splits = formats.write_json(
+    tmp_path / 'densecap_splits.json', {'train': [8], 'val': [], 'test': ['7']}
+  )
+
+  def of(split, splits=splits):
+    extras = {'image_data': str(tmp_path / 'image_data.json'), 'splits': splits}
+    return VisualGenome(src._annotations, images, split, extras)
+
+  assert [e.image_id for e in of('test').index()[0]] == ['7']
+  assert [e.image_id for e in of('train').index()[0]] == ['8']
+  with pytest.raises(source.SourceError, match=r"list 'dev' of image ids, fou"):
+    of('dev').index()
+  for values, message in (
+    ({'train': [7], 'test': [7]}, 'every image in one split, found 7 in train'),
+    ({'train': [7.5]}, r'field train\[0\]: expected a string'),
+    ([7], "a JSON object with '{' here"),
+  ):
+    path = formats.write_json(tmp_path / 'bad.json', values)
+    with pytest.raises(source.SourceError, match=message):
+      of('train', path).index()
+
+
+def test_visual_genome_of_grit(tmp_path, images):
+  regions = [
+    {'id': 5, 'image_id': 7, 'bbox': [6, 4, 30, 20], 'caption': 'a\n ring '},
+    {'id': 6, 'image_id': 7, 'bbox': [6, 4, 0, 20], 'caption': 'a ring'},
+  ]
+  values = formats.coco_file(
+    [{'id': 7, 'file_name': '7.jpg', 'height': 40, 'width': 60}], regions
+  )
+  path = formats.write_json(tmp_path / 'test.json', values)
+  entries, items, (problem,) = read_all(
+    RegionCaptions([path], images, 'test', {})
+  )
+  assert os.path.basename(entries[0].image or '') == '000000000007.jpg'
+  ((_, region),) = items['7'].regions
+  assert (region.id, region.text) == ('5', 'a ring')
+  np.testing.assert_allclose(region.box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+  assert (problem.reason, problem.row.field) == (
+    'bad_box',
+    'annotations[1].bbox',
+  )
 
 
 # Arrays larger than memory.

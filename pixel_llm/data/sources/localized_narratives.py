@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,19 +29,23 @@ class LocalizedNarratives:
     annotations: `.jsonl` or `.jsonl.gz` files.
     images: directory of the image files.
     split: unused; the files are the split.
-    extra: unused.
+    extras: none.
 
   Source: Pont-Tuset et al., "Connecting Vision and Language with Localized
   Narratives", and the data set's page on file formats.
   """
 
   version = 1
-  extra: str | None = None
+  extras: tuple[str, ...] = ()
 
   def __init__(
-    self, annotations: list[str], images: str, split: str, extra: str | None
+    self,
+    annotations: list[str],
+    images: str,
+    split: str,
+    extras: Mapping[str, str],
   ):
-    del split, extra
+    del split, extras
     self._annotations = annotations
     self._images = images
 
@@ -53,7 +55,7 @@ class LocalizedNarratives:
     groups: dict[str, list[source.Slice]] = {}
     problems = []
     for path in self._annotations:
-      for piece, data in _lines(path):
+      for piece, data in source.read_lines(path):
         try:
           groups.setdefault(_image_id(piece.row, data), []).append(piece)
         except RowError as e:
@@ -117,21 +119,6 @@ def parse(row: Row, data: bytes) -> Region:
     span_centers=centers,
     span_weights=weights,
   )
-
-
-def _lines(path: str) -> Iterator[tuple[source.Slice, bytes]]:
-  """The lines of a file that are not blank, and where they are."""
-  compressed = path.endswith('.gz')
-  offset = 0
-  try:
-    with gzip.open(path) if compressed else open(path, 'rb') as file:
-      for i, line in enumerate(file, start=1):
-        if line.strip():
-          packed = zlib.compress(line, 1) if compressed else b''
-          yield source.Slice(Row(path, i), offset, len(line), packed), line
-        offset += len(line)
-  except (OSError, EOFError, zlib.error) as e:
-    raise source.SourceError(f'{path}: cannot be read ({e}).') from e
 
 
 def _image_id(row: Row, data: bytes) -> str:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import gzip
 import json
 import math
 import numbers
@@ -12,11 +14,12 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 import numpy as np
 
+from pixel_llm import masks
 from pixel_llm.example import Region
 from pixel_llm.geometry import box_area, clip_box
 
@@ -113,6 +116,14 @@ class Slice:
       file.seek(self.offset)
       return file.read(self.length)
 
+  def value(self) -> Any:
+    """The JSON value that `read_array` or `read_members` found there.
+
+    Raises:
+      RowError: the file has changed meanwhile.
+    """
+    return parse(self.row, self.read(), 'surrogateescape')
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -138,7 +149,8 @@ class Item:
   Attributes:
     regions: the good ones.
     problems: the bad ones.
-    size: (height, width) that the annotations claim, None when they do not.
+    size: (height, width) that the annotations claim, None when they do not;
+      masks are on this grid.
   """
 
   regions: tuple[tuple[Row, Region], ...]
@@ -151,14 +163,18 @@ class Source(Protocol):
 
   Attributes:
     version: raised when the same input gives other regions.
-    extra: the name of the second annotation file that the format needs, if any.
+    extras: names of the further files that the format needs or takes.
   """
 
   version: int
-  extra: str | None
+  extras: tuple[str, ...]
 
   def __init__(
-    self, annotations: list[str], images: str, split: str, extra: str | None
+    self,
+    annotations: list[str],
+    images: str,
+    split: str,
+    extras: Mapping[str, str],
   ): ...
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
@@ -248,14 +264,19 @@ def show(value: Any) -> str:
   return f'{type(value).__name__} {text}'
 
 
-def parse(row: Row, data: bytes) -> Any:
+def parse(row: Row, data: bytes, errors: str = 'strict') -> Any:
   """A JSON value.
+
+  Args:
+    row: for messages.
+    data: UTF-8, with a byte order mark or without.
+    errors: what is done with bytes that are no UTF-8, as in `bytes.decode`.
 
   Raises:
     RowError: not JSON, or not UTF-8.
   """
   try:
-    return json.loads(data.decode('utf-8-sig'))
+    return json.loads(data.decode('utf-8-sig', errors))
   except (ValueError, RecursionError) as e:
     raise RowError(row, 'not_json', 'JSON', f'{data[:40]!r} ({e})') from e
 
@@ -351,6 +372,57 @@ def box(row: Row, corner_and_size: Any, size: tuple[int, int]) -> np.ndarray:
   return xyxy.astype(np.float32)
 
 
+def mask(row: Row, segmentation: Any, size: tuple[int, int]) -> bytes | None:
+  """The `segmentation` of a COCO instance, as in `masks`; None without one.
+
+  Args:
+    row: for messages.
+    segmentation: polygons x, y, x, y, ... in pixels, or {size, counts} with
+      the run lengths, compressed or not.
+    size: (height, width) of the image.
+
+  Raises:
+    RowError: anything else, or of another size.
+  """
+  if segmentation is None or segmentation == []:
+    return None
+  if isinstance(segmentation, dict):
+    grid = field(row, segmentation, 'size')
+    if grid != list(size):
+      raise RowError(
+        row.at('size'), 'bad_mask', f'{list(size)} as the image', show(grid)
+      )
+    counts = field(row, segmentation, 'counts')
+    plain = isinstance(counts, list) and all(type(c) is int for c in counts)
+    if not (plain or isinstance(counts, str)):
+      raise RowError(
+        row.at('counts'), 'bad_mask', 'run lengths or a string', show(counts)
+      )
+    try:
+      return masks.from_counts(counts, size)
+    except (ValueError, OverflowError) as e:
+      raise RowError(
+        row.at('counts'), 'bad_mask', 'the run lengths of the image', str(e)
+      ) from e
+  polygons = []
+  for i, polygon in enumerate(items(row, segmentation)):
+    at = row.at(f'[{i}]')
+    values = [number(at, v) for v in items(at, polygon)]
+    corners = np.array(values[: len(values) // 2 * 2]).reshape(-1, 2)
+    # One image's side beyond the edge is a slip; a million is memory.
+    far = np.abs(corners / (size[1], size[0]) - 0.5) > 1.5
+    if len(values) < 6 or len(values) % 2 or far.any():
+      raise RowError(
+        at,
+        'bad_mask',
+        f'x, y of three corners or more in an image {size[1]} wide and '
+        f'{size[0]} high',
+        show(polygon),
+      )
+    polygons.append(corners)
+  return masks.from_polygons(polygons, size)
+
+
 def image_size(row: Row, values: Any) -> tuple[int, int]:
   """(height, width) from the fields `height` and `width` of a JSON object.
 
@@ -393,6 +465,28 @@ def read_json(path: str) -> Any:
     raise SourceError(f'{path}: expected JSON, found: {e}.') from e
 
 
+def read_lines(path: str) -> Iterator[tuple[Slice, bytes]]:
+  """The lines of a file that are not blank, and where they are.
+
+  Args:
+    path: JSON lines, compressed when the name ends in `.gz`.
+
+  Raises:
+    SourceError: missing, or damaged as a whole.
+  """
+  compressed = path.endswith('.gz')
+  offset = 0
+  try:
+    with gzip.open(path) if compressed else open(path, 'rb') as file:
+      for i, line in enumerate(file, start=1):
+        if line.strip():
+          packed = zlib.compress(line, 1) if compressed else b''
+          yield Slice(Row(path, i), offset, len(line), packed), line
+        offset += len(line)
+  except (OSError, EOFError, zlib.error) as e:
+    raise SourceError(f'{path}: cannot be read ({e}).') from e
+
+
 def read_array(path: str) -> Iterator[tuple[int, int, Any]]:
   """The elements of a JSON file that is one array, without holding it all.
 
@@ -402,8 +496,7 @@ def read_array(path: str) -> Iterator[tuple[int, int, Any]]:
     path: a JSON file.
 
   Yields:
-    offset and length in bytes of each element, and the element itself with its
-    strings undecoded (Latin-1): its numbers and structure can be relied on.
+    offset and length in bytes of each element, and the element itself.
 
   Raises:
     SourceError: missing, not an array, or cut short.
@@ -415,8 +508,38 @@ def read_array(path: str) -> Iterator[tuple[int, int, Any]]:
     raise SourceError(f'{path}: cannot be read ({e.strerror}).') from e
 
 
+def read_members(
+  path: str, required: Sequence[str] = ()
+) -> Iterator[tuple[str, int, int, int, Any]]:
+  """The elements of the arrays in a JSON file that is one object.
+
+  Args:
+    path: a JSON file.
+    required: names of arrays that must be there.
+
+  Yields:
+    name of the array, index within it, and what `read_array` gives. Members
+    that are no arrays are passed over.
+
+  Raises:
+    SourceError: missing, not an object, cut short, or without a required array.
+  """
+  names: dict[str, None] = {}
+  try:
+    with open(path, 'rb') as file:
+      yield from _Array(path, file).members(names)
+  except OSError as e:
+    raise SourceError(f'{path}: cannot be read ({e.strerror}).') from e
+  for name in required:
+    if name not in names:
+      known = ', '.join(sorted(names)) or 'none'
+      raise SourceError(
+        f'{path}: expected a list {name!r}, found only these lists: {known}.'
+      )
+
+
 class _Array:
-  """A JSON array seen through a window of its file.
+  """A JSON array, or an object of such, seen through a window of its file.
 
   JSON's own characters are ASCII, so that Latin-1 finds the ends of elements
   and one character is one byte.
@@ -424,20 +547,47 @@ class _Array:
 
   def __init__(self, path: str, file: BinaryIO):
     self._path, self._file = path, file
-    self._window = ''  # the bytes from `_base` on
-    self._base = 0
+    mark = file.read(len(codecs.BOM_UTF8))
+    known = mark == codecs.BOM_UTF8
+    self._window = '' if known else mark.decode('latin-1')  # from `_base` on
+    self._base = len(mark) if known else 0
     self._at = 0  # within the window
     self._decoder = json.JSONDecoder()
+
+  def members(
+    self, names: dict[str, None]
+  ) -> Iterator[tuple[str, int, int, int, Any]]:
+    """Elements of the object's arrays, whose names it adds to `names`."""
+    self._take('{', 'object')
+    if self._peek() == '}':
+      return
+    while True:
+      self._peek()
+      name = self._value()
+      if not isinstance(name, str):
+        self._fail('a JSON object', repr(name))
+      self._take(':', 'object')
+      if self._peek() == '[':
+        names[name] = None
+        for i, element in enumerate(self.elements()):
+          yield name, i, *element
+      else:
+        self._value()
+      if self._peek() == '}':
+        return
+      self._take(',', 'object')
 
   def elements(self) -> Iterator[tuple[int, int, Any]]:
     self._take('[')
     if self._peek() == ']':
+      self._at += 1
       return
     while True:
       self._peek()
       offset, value = self._base + self._at, self._value()
       yield offset, self._base + self._at - offset, value
       if self._peek() == ']':
+        self._at += 1
         return
       self._take(',')
 
@@ -458,21 +608,29 @@ class _Array:
       if not self._more():
         return ''
 
-  def _take(self, character: str) -> None:
+  def _take(self, character: str, kind: str = 'array') -> None:
     found = self._peek()
     if found != character:
-      raise SourceError(
-        f'{self._path}, byte {self._base + self._at}: expected a JSON array '
-        f'with {character!r} here, found '
-        f'{repr(found) if found else "the end of the file"}.'
+      self._fail(
+        f'a JSON {kind} with {character!r} here',
+        repr(found) if found else 'the end of the file',
       )
     self._at += 1
+
+  def _fail(self, expected: str, found: str) -> NoReturn:
+    raise SourceError(
+      f'{self._path}, byte {self._base + self._at}: expected {expected}, '
+      f'found {found}.'
+    )
 
   def _value(self) -> Any:
     count = _CHUNK
     while True:
       try:
         value, end = self._decoder.raw_decode(self._window, self._at)
+        # A number at the window's end may go on behind it.
+        if end == len(self._window) and self._more(count):
+          continue
       except (ValueError, RecursionError) as e:
         # Cut by the window, or broken: only the end of the file tells.
         if not self._more(count):
@@ -482,5 +640,10 @@ class _Array:
           ) from e
         count *= 2
       else:
+        piece = self._window[self._at : end]
         self._at = end
+        if not piece.isascii():
+          # What is no UTF-8 becomes lone surrogates, which `text` refuses.
+          data = piece.encode('latin-1').decode('utf-8', 'surrogateescape')
+          value = json.loads(data)
         return value

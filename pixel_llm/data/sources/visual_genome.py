@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pixel_llm.data.sources import source
@@ -24,29 +25,38 @@ class VisualGenome:
   Args:
     annotations: `region_descriptions.json` files.
     images: directory with the image files, in `VG_100K` and `VG_100K_2` or not.
-    split: unused; the files are the split.
-    extra: path of `image_data.json`.
+    split: with `splits`, only the images of this list; else the files are the
+      split.
+    extras: `image_data`, the path of `image_data.json`, and `splits`, that of
+      a list of image ids a split, as `densecap_splits.json`.
 
   Source: Krishna et al., "Visual Genome", version 1.2 of the region
   descriptions.
   """
 
   version = 1
-  extra: str | None = 'image_data'
+  extras: tuple[str, ...] = ('image_data', 'splits')
 
   def __init__(
-    self, annotations: list[str], images: str, split: str, extra: str | None
+    self,
+    annotations: list[str],
+    images: str,
+    split: str,
+    extras: Mapping[str, str],
   ):
-    del split
-    if extra is None:
+    if 'image_data' not in extras:
       raise SourceError('visual_genome: expected the path of image_data.json.')
-    self._annotations = annotations
-    self._images, self._image_data = images, extra
+    self._annotations, self._images = annotations, images
+    self._image_data = extras['image_data']
+    self._split, self._splits = split, extras.get('splits')
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance."""
     images = source.Images(self._images)
     meta, problems = _image_data(self._image_data)
+    wanted = None
+    if self._splits is not None:
+      wanted = read_split(self._splits, self._split)
     groups: dict[str, list[source.Slice]] = {}
     for path in self._annotations:
       for i, (offset, length, value) in enumerate(source.read_array(path)):
@@ -69,9 +79,10 @@ class VisualGenome:
         except RowError as e:
           problems.append(e.problem)
         else:
-          groups.setdefault(image_id, []).append(
-            source.Slice(row, offset, length)
-          )
+          if wanted is None or image_id in wanted:
+            groups.setdefault(image_id, []).append(
+              source.Slice(row, offset, length)
+            )
     entries = []
     for image_id, pieces in groups.items():
       size, names = meta.get(image_id, (None, []))
@@ -85,7 +96,7 @@ class VisualGenome:
     regions, problems, seen = [], [], set()
     for piece in pieces:
       try:
-        values = source.parse(piece.row, piece.read())['regions']
+        values = piece.value()['regions']
       except RowError as e:
         problems.append(e.problem)
         continue
@@ -149,3 +160,31 @@ def _image_data(
     except RowError as e:
       problems.append(e.problem)
   return meta, problems
+
+
+def read_split(path: str, split: str) -> set[str]:
+  """The image ids of one split in a file such as `densecap_splits.json`.
+
+  Raises:
+    SourceError: no lists of ids, no such split, or an id in two of them.
+  """
+  owners: dict[str, str] = {}
+  lists: dict[str, int] = {}
+  for name, i, _, _, value in source.read_members(path):
+    try:
+      key = source.identifier(Row(path, None, f'{name}[{i}]'), value)
+    except RowError as e:
+      raise SourceError(str(e)) from e
+    lists[name] = lists.get(name, 0) + 1
+    if owners.setdefault(key, name) != name:
+      raise SourceError(
+        f'{path}: expected every image in one split, found {key} in '
+        f'{owners[key]} and {name}.'
+      )
+  if split not in lists:
+    known = ', '.join(f'{k} ({n})' for k, n in sorted(lists.items()))
+    raise SourceError(
+      f'{path}: expected a list {split!r} of image ids, found only '
+      f'{known or "none"}.'
+    )
+  return {key for key, name in owners.items() if name == split}
