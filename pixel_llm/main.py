@@ -23,6 +23,7 @@ _FAILED, _PREEMPTED = 1, 75
 _SOURCES = (
   'coco_captions',
   'jsonl',
+  'llava',
   'localized_narratives',
   'refcoco',
   'refcoco_mdetr',

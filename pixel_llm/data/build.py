@@ -30,6 +30,7 @@ from pixel_llm import example, files, image, masks
 from pixel_llm.data import records
 from pixel_llm.data.sources.coco import Captions, RegionCaptions
 from pixel_llm.data.sources.jsonl import Jsonl
+from pixel_llm.data.sources.llava import Llava
 from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
 from pixel_llm.data.sources.refcoco import (
   RefCoco,
@@ -51,6 +52,7 @@ from pixel_llm.example import Region
 NAMES: dict[str, type[Source]] = {
   'coco_captions': Captions,
   'jsonl': Jsonl,
+  'llava': Llava,
   'localized_narratives': LocalizedNarratives,
   'refcoco': RefCoco,
   'refcoco_mdetr': RefCocoMdetr,

@@ -18,6 +18,7 @@ from pixel_llm import masks
 from pixel_llm.data.sources import source
 from pixel_llm.data.sources.coco import Captions, RegionCaptions
 from pixel_llm.data.sources.jsonl import Jsonl
+from pixel_llm.data.sources.llava import Llava
 from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
 from pixel_llm.data.sources.refcoco import (
   RefCoco,
@@ -770,6 +771,121 @@ def test_numbers_cut_by_the_window(tmp_path, monkeypatch):
     ('a', 1, 45.5),
     ('b', 0, [9]),
   ]
+
+
+# LLaVA.
+
+
+def llava(tmp_path, images, rows):
+  return Llava(
+    [formats.write_json(tmp_path / 'llava_150k.json', rows)],
+    images,
+    'train',
+    {},
+  )
+
+
+def test_llava(tmp_path, images):
+  rows = [
+    formats.conversation(),
+    formats.conversation('000000000008.jpg', id=None),
+    formats.conversation(
+      ['000000000007.jpg'],
+      conversations=[
+        {'from': 'human', 'value': 'Where?\n<image>'},
+        {'from': 'gpt', 'value': 'There.'},
+      ],
+    ),
+  ]
+  entries, items, problems = read_all(llava(tmp_path, images, rows))
+  assert not problems
+  assert [e.image_id for e in entries] == ['7', '8']
+  assert os.path.basename(entries[0].image or '') == '000000000007.jpg'
+  found = [(r.id, r.prompt, r.text) for _, r in items['7'].regions]
+  assert found == [
+    ('llava_150k/0/1', 'What is this?', 'A red ring.'),
+    ('llava_150k/0/3', 'Is it large?', 'It is.\n\nVery.'),
+    ('llava_150k/2/1', 'Where?', 'There.'),
+  ]
+
+
+def test_llava_images_of_many_sets(tmp_path, monkeypatch):
+  """A bare number of another set isn't taken for the image."""
+  monkeypatch.chdir(tmp_path)
+  names = ['vg/VG_100K/2.jpg', 'coco/000000000002.jpg', 'gqa/images/3.jpg']
+  images = formats.write_images('all', names)
+  rows = [
+    formats.conversation(name)
+    for name in ('vg/VG_100K/2.jpg', 'coco/train2017/000000000002.jpg')
+  ]
+  rows.append(formats.conversation('vg/VG_100K/3.jpg'))
+  entries, _, _ = read_all(llava(tmp_path, images, rows))
+  found = [e.image and e.image.removeprefix(images + '/') for e in entries]
+  assert found == ['vg/VG_100K/2.jpg', 'coco/000000000002.jpg', None]
+  entries, _, _ = read_all(llava(tmp_path, 'all/vg/VG_100K', rows[:1]))
+  assert entries[0].image == 'all/vg/VG_100K/2.jpg'
+
+
+TURN = {'from': 'gpt', 'value': 'It is.'}
+
+
+@pytest.mark.parametrize(
+  'changes,reason,field,kept',
+  [
+    ({'image': None}, 'no_image', 'image', 0),
+    ({'image': ['7.jpg', '8.jpg']}, 'several_images', 'image', 0),
+    ({'image': ''}, 'empty_text', 'image', 0),
+    ({'conversations': None}, 'missing_field', 'conversations', 0),
+    ({'conversations': {}}, 'not_a_list', 'conversations', 0),
+    ({'conversations': [TURN]}, 'no_question', 'conversations[0]', 0),
+    (
+      {'conversations': [{'from': 'human', 'value': 'Why?'}]},
+      'no_answer',
+      'conversations[0]',
+      0,
+    ),
+    (
+      {
+        'conversations': [
+          {'from': 'human', 'value': 'Why?'},
+          {'from': 'human', 'value': 'How?'},
+          TURN,
+        ]
+      },
+      'no_answer',
+      'conversations[0]',
+      1,
+    ),
+    (
+      {
+        'conversations': [
+          {'from': 'system', 'value': 'Be kind.'},
+          {'from': 'human', 'value': 'How?'},
+          TURN,
+        ]
+      },
+      'unknown_speaker',
+      'conversations[0].from',
+      1,
+    ),
+    (
+      {
+        'conversations': [
+          {'from': 'human', 'value': 'How?'},
+          {'from': 'gpt', 'value': ' '},
+        ]
+      },
+      'empty_text',
+      'conversations[1].value',
+      0,
+    ),
+  ],
+)
+def test_bad_conversations(tmp_path, images, changes, reason, field, kept):
+  rows = [formats.conversation(), formats.conversation(**changes)]
+  _, items, (problem,) = read_all(llava(tmp_path, images, rows))
+  assert (problem.reason, problem.row.field) == (reason, f'[1].{field}')
+  assert len(items['7'].regions) == 2 + kept
 
 
 # Our own lines.

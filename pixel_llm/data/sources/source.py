@@ -231,8 +231,7 @@ class Images:
       found = [
         path
         for path in self._paths.get(stem, ())
-        if path.endswith(suffix)
-        and (not folder or os.path.dirname(path).endswith(os.sep + folder))
+        if path.endswith(suffix) and (not folder or _is_below(path, folder))
       ]
       if len(found) == 1:
         return found[0], ''
@@ -240,6 +239,11 @@ class Images:
         return None, f'{len(found)} files of that name: {", ".join(found[:3])}'
     tried = ', '.join(dict.fromkeys(names))
     return None, f'none of {tried} in {self._directory}'
+
+
+def _is_below(path: str, folder: str) -> bool:
+  """Whether the last folders before a file are these."""
+  return (os.sep + os.path.dirname(path)).endswith(os.sep + folder)
 
 
 def image_names(image_id: str) -> list[str]:
