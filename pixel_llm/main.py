@@ -22,11 +22,13 @@ _FAILED, _PREEMPTED = 1, 75
 # The keys of `data.build.NAMES`, which isn't imported for `--help`.
 _SOURCES = (
   'coco_captions',
+  'coco_captions_tfds',
   'jsonl',
   'llava',
   'localized_narratives',
   'refcoco',
   'refcoco_mdetr',
+  'refcoco_tfds',
   'refcoco_uninext',
   'visual_genome',
   'visual_genome_grit',
@@ -567,7 +569,7 @@ def _parser() -> argparse.ArgumentParser:
   sub = verb('build', build)
   sub.add_argument('name', choices=_SOURCES, help='what the annotations are')
   sub.add_argument('--annotations', required=True, help='file or glob')
-  sub.add_argument('--images', required=True, help='directory')
+  sub.add_argument('--images', help='directory; none for names with tfds')
   sub.add_argument('--out', required=True, help='directory of the records')
   sub.add_argument('--split', default='train')
   sub.add_argument('--instances', help='instances.json (refcoco)')

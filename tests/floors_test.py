@@ -56,6 +56,7 @@ MAY_TENSORFLOW = {
   'data/loader.py',
   'data/registry.py',
   'data/datasets.py',
+  'data/sources/tfds.py',
   'train/loop.py',
   'savedmodel.py',
 }

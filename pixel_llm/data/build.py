@@ -45,21 +45,25 @@ from pixel_llm.data.sources.source import (
   Source,
   SourceError,
 )
+from pixel_llm.data.sources.tfds import TfdsCaptions, TfdsRefCoco
 from pixel_llm.data.sources.visual_genome import VisualGenome
 from pixel_llm.example import Region
 
 # main.py lists the names, too, so as not to import this for `--help`.
 NAMES: dict[str, type[Source]] = {
   'coco_captions': Captions,
+  'coco_captions_tfds': TfdsCaptions,
   'jsonl': Jsonl,
   'llava': Llava,
   'localized_narratives': LocalizedNarratives,
   'refcoco': RefCoco,
   'refcoco_mdetr': RefCocoMdetr,
+  'refcoco_tfds': TfdsRefCoco,
   'refcoco_uninext': RefCocoUninext,
   'visual_genome': VisualGenome,
   'visual_genome_grit': RegionCaptions,
 }
+_HOLD_IMAGES = {'coco_captions_tfds', 'refcoco_tfds'}
 # Raised when the same regions give other records, apart from the schema.
 VERSION = 1
 _IMAGES_PER_SHARD = 1000
@@ -110,7 +114,7 @@ class Result:
 def build(
   name: str,
   annotations: str,
-  images: str,
+  images: str | None,
   out: str,
   split: str = 'train',
   instances: str | None = None,
@@ -132,7 +136,8 @@ def build(
   Args:
     name: one of `NAMES`.
     annotations: a file or a glob.
-    images: directory of the image files, searched recursively.
+    images: directory of the image files, searched recursively; None where
+      the annotations hold them (names with `tfds`).
     out: directory for the records; made when it is not there.
     split: names the output; where the annotations are of several splits, also
       those to take.
@@ -210,7 +215,7 @@ def build(
 def _source(
   name: str,
   annotations: str,
-  images: str,
+  images: str | None,
   split: str,
   extras: dict[str, str],
 ) -> Source:
@@ -226,7 +231,10 @@ def _source(
   for option, value in extras.items():
     if option not in builder.extras:
       raise BuildError(f'build {name}: takes no {option}, got {value!r}.')
-  return builder(_expand(annotations), images, split, extras)
+  if (images is None) != (name in _HOLD_IMAGES):
+    wanted = 'no images' if images is not None else 'a directory of images'
+    raise BuildError(f'build {name}: expected {wanted}, got {images!r}.')
+  return builder(_expand(annotations), images or '', split, extras)
 
 
 def _expand(annotations: str) -> list[str]:
@@ -356,7 +364,7 @@ def _make(
   if not item.regions:
     return None, problems
   try:
-    data, size = _image(entry, item.size)
+    data, size = _image(entry, item.image, item.size)
   except _BadImage as e:
     problems += [
       Problem(row, e.reason, e.expected, e.found) for row, _ in item.regions
@@ -389,21 +397,23 @@ class _BadImage(ValueError):
 
 
 def _image(
-  entry: Entry, claimed: tuple[int, int] | None
+  entry: Entry, held: bytes | None, claimed: tuple[int, int] | None
 ) -> tuple[bytes, tuple[int, int]]:
   """The file's bytes and its upright (height, width)."""
   wanted = f'the image file of {entry.image_id!r}'
-  if entry.image is None:
-    raise _BadImage('image_missing', wanted, entry.missing)
+  where = entry.image or f'the image of {entry.image_id!r}'
   try:
-    data = pathlib.Path(entry.image).read_bytes()
+    if held is not None:
+      data = held
+    elif entry.image is not None:
+      data = pathlib.Path(entry.image).read_bytes()
+    else:
+      raise _BadImage('image_missing', wanted, entry.missing)
   except OSError as e:
-    raise _BadImage(
-      'image_missing', wanted, f'{entry.image}: {e.strerror}'
-    ) from e
+    raise _BadImage('image_missing', wanted, f'{where}: {e.strerror}') from e
   try:
     # All of it: the header of a truncated file looks well.
-    height, width, _ = image.decode(data, entry.image).shape
+    height, width, _ = image.decode(data, where).shape
   except image.ImageError as e:
     raise _BadImage('image_unreadable', wanted, str(e)) from e
   if claimed is not None:
@@ -415,7 +425,7 @@ def _image(
         'image_size',
         f'an image of {claimed[0]} x {claimed[1]} (height x width) or of '
         'its proportions',
-        f'{entry.image} of {height} x {width}',
+        f'{where} of {height} x {width}',
       )
   return data, (height, width)
 

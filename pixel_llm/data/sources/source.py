@@ -151,11 +151,13 @@ class Item:
     problems: the bad ones.
     size: (height, width) that the annotations claim, None when they do not;
       masks are on this grid.
+    image: its encoded file, when the annotations hold it.
   """
 
   regions: tuple[tuple[Row, Region], ...]
   problems: tuple[Problem, ...]
   size: tuple[int, int] | None = None
+  image: bytes | None = None
 
 
 class Source(Protocol):
