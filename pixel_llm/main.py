@@ -112,6 +112,7 @@ def build(args: argparse.Namespace) -> None:
       instances=args.instances,
       image_data=args.image_data,
       splits=args.splits,
+      expect=args.expect,
       strict=args.strict,
       workers=args.workers,
       shards=args.shards,
@@ -576,7 +577,15 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument('--image-data', help='image_data.json (visual_genome)')
   sub.add_argument('--splits', help='densecap_splits.json (visual_genome)')
   sub.add_argument(
-    '--strict', action='store_true', help='stop at the first bad row'
+    '--expect',
+    metavar='DATASET',
+    help='says whether all of its split is there, by published counts: '
+    'refcoco_unc, localized_narratives_coco, ...; any other name lists them',
+  )
+  sub.add_argument(
+    '--strict',
+    action='store_true',
+    help='stop at the first bad row, and if not all is there',
   )
   sub.add_argument('--workers', type=_count, default=os.cpu_count())
   sub.add_argument(

@@ -27,7 +27,7 @@ from array_record.python.array_record_module import (
 )
 
 from pixel_llm import example, files, image, masks
-from pixel_llm.data import records
+from pixel_llm.data import published, records
 from pixel_llm.data.sources.coco import Captions, RegionCaptions
 from pixel_llm.data.sources.jsonl import Jsonl
 from pixel_llm.data.sources.llava import Llava
@@ -94,7 +94,7 @@ class Result:
   built: int
 
   def __str__(self) -> str:
-    """One or two lines for the user."""
+    """A few lines for the user."""
     m = self.manifest
     done = 'built' if self.built else 'already built from the same input'
     lines = [
@@ -108,6 +108,8 @@ class Result:
         f'{sum(m["skipped"].values())} rows skipped ({reasons}): see '
         f'{self.report}.'
       )
+    if 'published' in m:
+      lines.append(published.describe(m['published']).capitalize())
     return '\n'.join(lines)
 
 
@@ -120,6 +122,7 @@ def build(
   instances: str | None = None,
   image_data: str | None = None,
   splits: str | None = None,
+  expect: str | None = None,
   strict: bool = False,
   workers: int = 1,
   shards: int | None = None,
@@ -144,7 +147,10 @@ def build(
     instances: refcoco's `instances.json`.
     image_data: visual_genome's `image_data.json`.
     splits: visual_genome's lists of image ids, `densecap_splits.json`.
-    strict: stop at the first bad row instead of skipping it.
+    expect: a data set of `published.COUNTS`; the manifest says whether all of
+      its split was given.
+    strict: stop at the first bad row instead of skipping it, and if not all was
+      given that is expected.
     workers: processes; the result does not depend on it. A script that asks
       for several needs the usual `if __name__ == '__main__':`.
     shards: number of files; default one per thousand images, at least four.
@@ -153,8 +159,11 @@ def build(
   Raises:
     SourceError: an input file cannot be used at all.
     RowError: the first bad row, when `strict`.
-    BuildError: `out` holds a build of something else, or nothing is good.
+    BuildError: `out` holds a build of something else, nothing is good, or, when
+      `strict`, not all is there that is expected.
   """
+  if expect is not None:
+    published.check(expect, split)
   given = {'instances': instances, 'image_data': image_data, 'splits': splits}
   extras = {k: path for k, path in given.items() if path is not None}
   source = _source(name, annotations, images, split, extras)
@@ -179,7 +188,7 @@ def build(
         f'{finished.path} was built without strict and skipped rows, the '
         f'first: {line}'
       )
-    return finished
+    return _compare(finished, expect, split, len(entries), strict)
 
   jobs = []
   for i in range(shards):
@@ -194,7 +203,7 @@ def build(
   )
   for shard in _run(todo, workers, before, len(entries), progress):
     done[shard['path']] = shard
-  return _finish(
+  result = _finish(
     directory,
     split,
     name,
@@ -207,6 +216,7 @@ def build(
     annotations,
     strict,
   )
+  return _compare(result, expect, split, len(entries), strict)
 
 
 # The input.
@@ -620,6 +630,23 @@ def _finish(
   for shard in shards:
     pathlib.Path(_sidecar(shard['path'])).unlink(missing_ok=True)
   return Result(manifest, str(path), str(report), built)
+
+
+def _compare(
+  result: Result, expect: str | None, split: str, images: int, strict: bool
+) -> Result:
+  """Adds to the manifest whether the input is all that was published."""
+  if expect is None:
+    return result
+  manifest = result.manifest
+  texts = manifest['regions'] + sum(manifest['skipped'].values())
+  comparison = published.compare(expect, split, images, texts)
+  if manifest.get('published') != comparison:
+    manifest['published'] = comparison
+    _write(result.path, json.dumps(manifest, indent=2) + '\n')
+  if strict and not comparison['complete']:
+    raise BuildError(f'{result.path}: {published.describe(comparison)}')
+  return result
 
 
 def _report_path(directory: pathlib.Path, split: str) -> pathlib.Path:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import pathlib
@@ -115,6 +116,44 @@ def test_refcoco_and_visual_genome(tmp_path):
   box = example.from_bytes(found[0]).regions[0].box
   assert box is not None
   np.testing.assert_allclose(box, [0.1, 0.1, 0.6, 0.6], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'stem,image_ids,name',
+  [
+    ('coco_train', ['9', '25'], '{:012d}.jpg'),
+    (
+      'open_images_train',
+      ['000002b66c9c498e', '0000000000000025'],
+      'train/{}.jpg',
+    ),
+    ('flickr30k_train', ['1000092795', '36979'], '{}.jpg'),
+    (
+      'ade20k_train',
+      ['ADE_train_00000001', 'ADE_train_00000002'],
+      'training/a/{}.jpg',
+    ),
+  ],
+)
+def test_narratives_of_every_image_set(tmp_path, stem, image_ids, name):
+  """Shards by glob, compressed or not, and each set's image names."""
+  names = [name.format(int(i) if '012d' in name else i) for i in image_ids]
+  images = formats.write_images(tmp_path / 'images', names)
+  for i, image_id in enumerate(image_ids):
+    path = tmp_path / f'{stem}_localized_narratives-0000{i}-of-00002.jsonl'
+    formats.write_lines(path, [formats.narrative(image_id)])
+    if i:
+      data = gzip.compress(path.read_bytes(), mtime=0)
+      path.with_suffix('.jsonl.gz').write_bytes(data)
+      path.unlink()
+  glob = f'{tmp_path}/{stem}_localized_narratives-*-of-00002.jsonl*'
+  out = str(tmp_path / 'out')
+  build.build('localized_narratives', glob, images, out, strict=True)
+  found = records.RecordSet(out, 'train')
+  made = [example.from_bytes(found[i]) for i in range(len(found))]
+  assert [e.image_id for e in made] == image_ids
+  for e, file in zip(made, names, strict=True):
+    assert e.image == (pathlib.Path(images) / file).read_bytes()
 
 
 def test_documented_lines(tmp_path):
