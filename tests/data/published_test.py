@@ -54,7 +54,7 @@ def test_bad_names(refcoco):
   with pytest.raises(ValueError, match=r"data set must be one of .*got 'none'"):
     refcoco('train', expect='none')
   with pytest.raises(
-    ValueError, match=r'split of tiny must .*val, test, got x'
+    ValueError, match=r'split of tiny must .*val, test, got .x'
   ):
     refcoco('x', expect='tiny')
 

@@ -764,13 +764,16 @@ def test_elements_cut_by_the_window(tmp_path, images, monkeypatch, chunk):
 
 def test_numbers_cut_by_the_window(tmp_path, monkeypatch):
   monkeypatch.setattr(source, '_CHUNK', 1)
-  (tmp_path / 'a.json').write_text('{"a": [123, 45.5], "n": 678, "b": [[9]]}')
+  (tmp_path / 'a.json').write_text('{"a": [123, 4.5e+2], "n": 678, "b": [[9]]}')
   found = list(source.read_members(str(tmp_path / 'a.json')))
   assert [(name, i, v) for name, i, _, _, v in found] == [
     ('a', 0, 123),
-    ('a', 1, 45.5),
+    ('a', 1, 450),
     ('b', 0, [9]),
   ]
+  (tmp_path / 'a.json').write_text('[-0.5e-1]')
+  ((offset, length, value),) = source.read_array(str(tmp_path / 'a.json'))
+  assert (offset, length, value) == (1, 7, -0.05)
 
 
 # LLaVA.

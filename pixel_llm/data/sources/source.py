@@ -634,9 +634,11 @@ class _Array:
     while True:
       try:
         value, end = self._decoder.raw_decode(self._window, self._at)
-        # A number at the window's end may go on behind it.
-        if end == len(self._window) and self._more(count):
-          continue
+        # A number at the window's end may go on behind it: 1, 1. and 1e+.
+        if end > len(self._window) - 3:
+          end -= self._at  # the window is moved to the value
+          if self._more(count):
+            continue
       except (ValueError, RecursionError) as e:
         # Cut by the window, or broken: only the end of the file tells.
         if not self._more(count):
