@@ -9,7 +9,9 @@ import hashlib
 import json
 import pathlib
 import pickle
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ import pytest
 from PIL import Image
 
 from pixel_llm import example, main, masks
-from pixel_llm.data import build, records
+from pixel_llm.data import build, published, records
 from pixel_llm.data.sources.source import RowError, SourceError
 
 COUNT = 9
@@ -192,6 +194,22 @@ def test_masks_on_a_smaller_copy(tmp_path):
   made = example.from_bytes(records.RecordSet(out, 'train')[0])
   pixels = masks.decode(made.regions[0].mask or b'', made.size)
   assert pixels[2:12, 3:18].all() and pixels.sum() == 150
+
+
+def test_commands_of_recipes():
+  """Every build line of data/*.md is one that the command takes."""
+  count = 0
+  for path in (pathlib.Path(__file__).parents[2] / 'data').glob('*.md'):
+    text = path.read_text().replace('\\\n', ' ')
+    for line in re.findall(r'pixel-llm (build [a-z]\w+ .*)', text):
+      line = re.sub(r'\$\{?split\}?', 'train', line)
+      line = re.sub(r'\$\{?set\}?', 'refcoco+', line)
+      args = main._parser().parse_args(shlex.split(line))
+      if args.expect is not None:
+        published.check(args.expect, args.split)
+      assert (args.images is None) == (args.name in build._HOLD_IMAGES), line
+      count += 1
+  assert count > 12
 
 
 def test_names_are_those_of_the_command():

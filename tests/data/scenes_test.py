@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixel_llm import masks
 from pixel_llm.data import (
   align,
   scene_images,
@@ -23,7 +24,12 @@ from pixel_llm.data import (
   scene_voices,
   scenes,
 )
-from pixel_llm.data.sources import localized_narratives, source
+from pixel_llm.data.sources import (
+  coco,
+  localized_narratives,
+  refcoco,
+  source,
+)
 from pixel_llm.metrics import objects
 
 # Enough for each split to have more than one part.
@@ -636,3 +642,55 @@ def test_pointer_is_where_the_words_are(samples):
   assert np.mean(hits) > 0.98
   assert np.mean(distances) < 0.03
   assert (np.abs(np.median(extents, axis=0) - 0.85) < 0.25).all()
+
+
+# The builders' sources of the same scenes.
+
+
+def texts(root, kind, name, split, **extras):
+  """What a source finds: every region, none of them bad."""
+  annotations = root / 'annotations'
+  extras = {k: str(annotations / v) for k, v in extras.items()}
+  images = str(root / 'images' / split)
+  src = kind([str(annotations / name)], images, split, extras)
+  entries, problems = src.index()
+  items = [src.read(entry) for entry in entries]
+  assert not problems and not any(item.problems for item in items)
+  assert all(entry.image for entry in entries)
+  return [
+    (entry.image_id, region, item.size)
+    for entry, item in zip(entries, items, strict=True)
+    for _, region in item.regions
+  ]
+
+
+def test_refer_and_mdetr_say_the_same(root):
+  for split in SPLITS:
+    refer = texts(
+      root, refcoco.RefCoco, 'refer/refs(scenes).p', split,
+      instances='refer/instances.json',
+    )  # fmt: skip
+    mdetr = texts(
+      root, refcoco.RefCocoMdetr, f'finetune_scenes_{split}.json', split
+    )
+    assert len(refer) == len(mdetr) > len(rows(root, split))
+
+    def key(found):
+      image_id, region, _ = found
+      folded = ''.join(c for c in region.text.lower() if c.isalnum())
+      return image_id, folded, region.box.round(3).tolist()
+
+    assert sorted(map(key, refer)) == sorted(map(key, mdetr))
+    for _, region, size in refer:
+      pixels_of = masks.decode(region.mask, size)
+      y, x = pixels_of.nonzero()
+      found = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+      scale = [size[1], size[0], size[1], size[0]]
+      np.testing.assert_allclose(found, region.box * scale, atol=1.5)
+
+
+def test_captions_of_whole_images(root):
+  for split, count in SPLITS.items():
+    found = texts(root, coco.Captions, f'captions_{split}.json', split)
+    assert len({image_id for image_id, _, _ in found}) == count
+    assert all(region.box is None for _, region, _ in found)

@@ -291,14 +291,14 @@ class RefCocoUninext:
     for thing in things:
       value, row = thing.value(), thing.row
       number = row.field.removeprefix(f'{self._split}[').removesuffix(']')
-      expressions = []
+      expressions: list[Any] = [None]  # one, as long as they are unknown
       try:
         expressions = source.items(
           row.at('expressions'), source.field(row, value, 'expressions')
         )
         box, mask = _box_and_mask(row, value, 'mask', size)
       except RowError as e:
-        problems += [e.problem] * max(1, len(expressions))
+        problems += [e.problem] * len(expressions)
         continue
       for k, words in enumerate(expressions):
         at = row.at(f'expressions[{k}]')

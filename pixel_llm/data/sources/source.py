@@ -25,6 +25,7 @@ from pixel_llm.geometry import box_area, clip_box
 
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 _SHOWN = 80
+_LONGEST = 65535  # what a JPEG can have; a mask of more would be memory
 _CHUNK = 1 << 20
 _BLANKS = re.compile(r'[ \t\r\n]*')
 
@@ -438,9 +439,9 @@ def image_size(row: Row, values: Any) -> tuple[int, int]:
   sides = []
   for name in ('height', 'width'):
     side = number(row.at(name), field(row, values, name))
-    if side < 1 or side != int(side):
+    if side != int(side) or not 1 <= side <= _LONGEST:
       raise RowError(
-        row.at(name), 'bad_size', 'pixels, at least one', f'{side}'
+        row.at(name), 'bad_size', f'pixels, 1 to {_LONGEST}', f'{side}'
       )
     sides.append(int(side))
   return sides[0], sides[1]
