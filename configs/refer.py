@@ -8,8 +8,8 @@ Published for it: P@0.5 of 90.3, 83.7 and 84.5 on the three validation sets,
 for weights that have learned `narrate.py`'s task first. Not run here.
 
 Source: scenic pixel_llm, `configs/t5/pixel_llm_t5_ref.py`.
-Reference: images are scaled by 0.75 to 1.25 and cropped there. Its records
-leave out the images of every validation and test set; so should yours.
+Records leave out the images of every validation and test set: `pixel-llm build
+--exclude`, see `data/refcoco.md`.
 """
 
 import ml_collections

@@ -21,6 +21,10 @@ SCHEMA = 2
 READABLE = (1, 2)
 
 
+class DamagedError(ValueError):
+  """An example cannot be read; training may go on without it."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
   """One text about an image, and where it and its words are.
@@ -116,12 +120,12 @@ def from_bytes(record: bytes) -> Example:
   """Reads what `to_bytes` wrote.
 
   Raises:
-    ValueError: not a record of this schema version.
+    DamagedError: not a record of this schema version.
   """
   try:
     row = msgpack.unpackb(record)
     if row['schema'] not in READABLE:
-      raise ValueError(
+      raise DamagedError(
         f'record: expected schema {SCHEMA}, got {row["schema"]}; build the '
         'records again.'
       )
@@ -143,7 +147,15 @@ def from_bytes(record: bytes) -> Example:
       size=(int(row['size'][0]), int(row['size'][1])),
       regions=tuple(regions),
     )
-  except (KeyError, TypeError, IndexError, msgpack.UnpackException) as e:
-    raise ValueError(
+  except DamagedError:
+    raise
+  except (
+    KeyError,
+    TypeError,
+    IndexError,
+    ValueError,
+    msgpack.UnpackException,
+  ) as e:
+    raise DamagedError(
       f'record of {len(record)} bytes: not a canonical example ({e!r}).'
     ) from e

@@ -22,89 +22,6 @@ WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-  """Resize of an image into a square canvas, padded at bottom and right.
-
-  The longer side becomes the canvas, the shorter keeps the aspect ratio to the
-  nearest whole pixel (halves go up; at least one pixel).
-
-  Attributes:
-    original: (height, width) of the upright file, `_orig` pixels.
-    canvas: side of the square input, `_px` pixels.
-  """
-
-  original: tuple[int, int]
-  canvas: int
-
-  def __post_init__(self):
-    height, width = self.original
-    if height < 1 or width < 1 or self.canvas < 1:
-      raise ValueError(
-        'Fit: expected sizes of at least one pixel, got an original of '
-        f'{self.original} (height, width) and a canvas of {self.canvas}.'
-      )
-
-  @property
-  def size(self) -> tuple[int, int]:
-    """(height, width) of the valid image on the canvas, `_px` pixels."""
-    height, width = self.original
-    longer = max(height, width)
-    # Whole numbers: floats round 0.5 one way or the other by luck.
-    rounded = [
-      max(1, (2 * side * self.canvas + longer) // (2 * longer))
-      for side in (height, width)
-    ]
-    return rounded[0], rounded[1]
-
-  def to_orig(self, coordinates: np.ndarray) -> np.ndarray:
-    """Normalized points [..., 2] or boxes [..., 4] in `_orig` pixels."""
-    return coordinates * _scale(self.original, coordinates)
-
-  def from_orig(self, coordinates_orig: np.ndarray) -> np.ndarray:
-    """Points [..., 2] or boxes [..., 4] in `_orig` pixels, normalized."""
-    return coordinates_orig / _scale(self.original, coordinates_orig)
-
-  def to_px(self, coordinates: np.ndarray) -> np.ndarray:
-    """Normalized points [..., 2] or boxes [..., 4] in `_px` pixels."""
-    return coordinates * _scale(self.size, coordinates)
-
-  def from_px(self, coordinates_px: np.ndarray) -> np.ndarray:
-    """Points [..., 2] or boxes [..., 4] in `_px` pixels, normalized."""
-    return coordinates_px / _scale(self.size, coordinates_px)
-
-  def mask_to_canvas(self, mask_orig: np.ndarray) -> np.ndarray:
-    """A mask of the original file on the canvas, zero on the padding.
-
-    Args:
-      mask_orig: [height, width] of `original`, any dtype.
-
-    Returns:
-      [canvas, canvas], same dtype, by nearest neighbour.
-    """
-    _check_size('Fit.mask_to_canvas', mask_orig, self.original)
-    height, width = self.size
-    out = np.zeros((self.canvas, self.canvas), mask_orig.dtype)
-    out[:height, :width] = _nearest(mask_orig, (height, width))
-    return out
-
-  def mask_from_canvas(self, mask_px: np.ndarray) -> np.ndarray:
-    """A mask of the canvas on the original file, by nearest neighbour.
-
-    Undoes `mask_to_canvas` exactly when the canvas is at least as large as the
-    original's longer side.
-
-    Args:
-      mask_px: [canvas, canvas], any dtype.
-
-    Returns:
-      [height, width] of `original`, same dtype.
-    """
-    _check_size('Fit.mask_from_canvas', mask_px, (self.canvas, self.canvas))
-    height, width = self.size
-    return _nearest(mask_px[:height, :width], self.original)
-
-
-@dataclasses.dataclass(frozen=True)
 class Affine:
   """Axis-aligned map of normalized coordinates: `scale * xy + offset`.
 
@@ -176,6 +93,13 @@ class Affine:
       [np.minimum(first, second), np.maximum(first, second)], axis=-1
     )
 
+  def coordinates(self, coordinates: np.ndarray) -> np.ndarray:
+    """Moves points [..., 2] or boxes [..., 4]."""
+    if self == Affine():
+      return coordinates
+    is_box = np.shape(coordinates)[-1] == 4
+    return self.boxes(coordinates) if is_box else self.points(coordinates)
+
   def array(
     self, image: np.ndarray, size: tuple[int, int] | None = None
   ) -> np.ndarray:
@@ -211,6 +135,135 @@ class Affine:
     out = image[indices[0][:, None], indices[1][None, :]]
     out[~(inside[0][:, None] & inside[1][None, :])] = 0
     return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """How an image comes onto a square canvas, padded at bottom and right.
+
+  By default all of it: the longer side becomes the canvas, the shorter keeps
+  the aspect ratio to the nearest whole pixel (halves go up; at least one
+  pixel). Otherwise the part that `affine` makes the whole, `resized` large.
+
+  Normalized coordinates are of what is seen, the valid image on the canvas.
+
+  Attributes:
+    original: (height, width) of the upright file, `_orig` pixels.
+    canvas: side of the square input, `_px` pixels.
+    affine: coordinates of the upright file, normalized, to those of what is
+      seen; the identity shows all of it.
+    resized: (height, width) of what is seen on the canvas, `_px` pixels; None
+      fills the canvas as far as the aspect ratio allows.
+  """
+
+  original: tuple[int, int]
+  canvas: int
+  affine: Affine = Affine()
+  resized: tuple[int, int] | None = None
+
+  def __post_init__(self):
+    height, width = self.original
+    if height < 1 or width < 1 or self.canvas < 1:
+      raise ValueError(
+        'Fit: expected sizes of at least one pixel, got an original of '
+        f'{self.original} (height, width) and a canvas of {self.canvas}.'
+      )
+    if self.resized and not (
+      min(self.resized) > 0 and max(self.resized) <= self.canvas
+    ):
+      raise ValueError(
+        f'Fit: expected resized (height, width) from 1 to {self.canvas}, got '
+        f'{self.resized}.'
+      )
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(height, width) of the valid image on the canvas, `_px` pixels."""
+    if self.resized is not None:
+      return self.resized
+    height, width = self.original
+    longer = max(height, width)
+    # Whole numbers: floats round 0.5 one way or the other by luck.
+    rounded = [
+      max(1, (2 * side * self.canvas + longer) // (2 * longer))
+      for side in (height, width)
+    ]
+    return rounded[0], rounded[1]
+
+  def to_orig(self, coordinates: np.ndarray) -> np.ndarray:
+    """Normalized points [..., 2] or boxes [..., 4] in `_orig` pixels."""
+    whole = self.affine.inverse().coordinates(coordinates)
+    return whole * _scale(self.original, coordinates)
+
+  def from_orig(self, coordinates_orig: np.ndarray) -> np.ndarray:
+    """Points [..., 2] or boxes [..., 4] in `_orig` pixels, normalized."""
+    return self.affine.coordinates(
+      coordinates_orig / _scale(self.original, coordinates_orig)
+    )
+
+  def to_px(self, coordinates: np.ndarray) -> np.ndarray:
+    """Normalized points [..., 2] or boxes [..., 4] in `_px` pixels."""
+    return coordinates * _scale(self.size, coordinates)
+
+  def from_px(self, coordinates_px: np.ndarray) -> np.ndarray:
+    """Points [..., 2] or boxes [..., 4] in `_px` pixels, normalized."""
+    return coordinates_px / _scale(self.size, coordinates_px)
+
+  def mask_to_canvas(
+    self, mask_orig: np.ndarray, side: int | None = None
+  ) -> np.ndarray:
+    """A mask of the original file on the canvas, zero on the padding.
+
+    Args:
+      mask_orig: [height, width] of `original`, any dtype.
+      side: of a coarser or finer grid over the canvas; default its pixels.
+
+    Returns:
+      [side, side], same dtype, by nearest neighbour.
+    """
+    _check_size('Fit.mask_to_canvas', mask_orig, self.original)
+    side = self.canvas if side is None else side
+    indices, inside = [], []
+    for axis, (old, new) in enumerate(
+      zip(self.original, self.size, strict=True)
+    ):
+      # Centres of cells, in whole numbers as far as possible: (2 i + 1) / (2
+      # side) of the canvas.
+      twice = (2 * np.arange(side) + 1) * self.canvas
+      valid = twice < 2 * side * new
+      if self.affine == Affine():
+        at = twice * old // (2 * side * new)
+      else:
+        back = self.affine.inverse()
+        seen = twice / (2 * side * new)
+        at = np.floor(
+          (seen * back.scale[1 - axis] + back.offset[1 - axis]) * old
+        ).astype(np.int64)
+        valid &= (at >= 0) & (at < old)
+      indices.append(np.clip(at, 0, old - 1))
+      inside.append(valid)
+    out = mask_orig[indices[0][:, None], indices[1]]
+    out[~(inside[0][:, None] & inside[1])] = 0
+    return out
+
+  def mask_from_canvas(self, mask_px: np.ndarray) -> np.ndarray:
+    """A mask of the canvas on the original file, by nearest neighbour.
+
+    Undoes `mask_to_canvas` exactly when all of the image is seen and the canvas
+    is at least as large as its longer side. What is not seen is zero.
+
+    Args:
+      mask_px: [canvas, canvas], any dtype.
+
+    Returns:
+      [height, width] of `original`, same dtype.
+    """
+    _check_size('Fit.mask_from_canvas', mask_px, (self.canvas, self.canvas))
+    height, width = self.size
+    valid = mask_px[:height, :width]
+    if self.affine == Affine():
+      return _nearest(valid, self.original)
+    return self.affine.inverse().array(valid, self.original)
 
 
 def snap_box(box, size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from pixel_llm.geometry import Fit
+from pixel_llm.geometry import Affine, Fit
 
 _FORMATS = ('JPEG', 'PNG', 'WEBP')
 _EXPECTED = 'expected a JPEG, PNG or WebP image'
@@ -117,13 +117,32 @@ def prepare(rgb: np.ndarray, canvas: int) -> tuple[np.ndarray, Fit]:
     maps coordinates to the original and back.
   """
   fit = Fit((rgb.shape[0], rgb.shape[1]), canvas)
+  return render(rgb, fit), fit
+
+
+def render(rgb: np.ndarray, fit: Fit) -> np.ndarray:
+  """What is seen of an image, on the canvas: one resize, to parts of a pixel.
+
+  Args:
+    rgb: [height, width, 3] uint8.
+    fit: what part of it, how large, turned over or not.
+
+  Returns:
+    [canvas, canvas, 3] uint8, padded at bottom and right.
+  """
   height, width = fit.size
+  seen = fit.affine.inverse().boxes(np.asarray([0.0, 0.0, 1.0, 1.0]))
+  edges = seen * np.tile([rgb.shape[1], rgb.shape[0]], 2)
   resized = Image.fromarray(rgb).resize(
-    (width, height), Image.Resampling.BILINEAR, reducing_gap=None
+    (width, height),
+    Image.Resampling.BILINEAR,
+    box=None if fit.affine == Affine() else tuple(edges.tolist()),
+    reducing_gap=None,
   )
-  out = np.zeros((canvas, canvas, 3), np.uint8)
-  out[:height, :width] = np.asarray(resized)
-  return out, fit
+  out = np.zeros((fit.canvas, fit.canvas, 3), np.uint8)
+  flipped = fit.affine.scale[0] < 0
+  out[:height, :width] = np.asarray(resized)[:, :: -1 if flipped else 1]
+  return out
 
 
 def _open(data: bytes, name: str) -> Image.Image:

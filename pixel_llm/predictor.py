@@ -252,7 +252,6 @@ class Predictor:
     self._check_image()
     if not regions:
       return []
-    questions = [task.question(r) for r in regions]
     longest = lambda texts: (
       max(len(self._vocabulary.encode(t)) for t in texts) + 1
     )
@@ -260,8 +259,8 @@ class Predictor:
       batch=1,
       image=self._image_size,
       regions=_padded(len(regions), 1),
-      context=_padded(longest(q.prompt for q in questions)),
-      length=_padded(longest(q.answer for q in questions)),
+      context=_padded(longest(task.prompt(r) for r in regions)),
+      length=_padded(longest(task.question(r).answer for r in regions)),
       points=self._model.config.regression.points,
     )
     rows = [task_lib.row(task, r, self._vocabulary, sizes) for r in regions]
@@ -281,13 +280,13 @@ class Predictor:
     return [
       answer.prediction(
         task,
-        question,
+        region,
         vocabulary=self._vocabulary,
         image=str(self._name),
         size_orig=self._fit.original,
         output=jax.tree.map(lambda x, i=i: x[0, i], output),
       )
-      for i, question in enumerate(questions)
+      for i, region in enumerate(regions)
     ]
 
 

@@ -30,13 +30,13 @@ def test_every_config_builds_and_is_locked(name):
     assert task in datasets.TASKS
   for stream in config.data.streams.values():
     assert stream.mixture in datasets.TASKS | datasets.MIXTURES
-  keys = {key for key, _ in datasets.TASKS.values()}
+  keys = {r.key for r in datasets.TASKS.values()}
   assert set(config.data.records) <= keys
   # A mixture's tasks find their records.
   for stream in config.data.streams.values():
     members = datasets.MIXTURES.get(stream.mixture, {stream.mixture: 1.0})
     for task in members:
-      assert datasets.TASKS[task][0] in config.data.records
+      assert datasets.TASKS[task].key in config.data.records
 
 
 def test_narrate_is_the_papers():

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'pixel_llm'
 FLOOR_0 = {
   'alignment',
+  'augmentation',
   'batch',
   'config',
   'example',

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -14,9 +15,12 @@ from pixel_llm import batch as batch_lib
 
 
 def lengths(sizes: batch_lib.BatchSizes) -> dict[str, tuple[int, ...]]:
-  """`sequence_length` of our tasks: the whole shape of every feature."""
+  """`sequence_length` of our tasks: the whole shape of every feature.
+
+  SeqIO's evaluator knows no feature without an axis: a number is [1].
+  """
   return {
-    name: spec.shape(sizes)[1:]
+    name: spec.shape(sizes)[1:] or (1,)
     for name, spec in batch_lib.Batch.specs().items()
   }
 
@@ -31,13 +35,13 @@ def sizes_of(
   """
   table: dict[str, int] = {'B': 1}
   for name, spec in batch_lib.Batch.specs().items():
-    shape = sequence_length.get(name)
-    if not isinstance(shape, (tuple, list)) or len(shape) != len(spec.dims) - 1:
+    shape, dims = sequence_length.get(name), spec.dims[1:] or ('1',)
+    if not isinstance(shape, (tuple, list)) or len(shape) != len(dims):
       raise ValueError(
-        f'sequence_length[{name!r}]: expected the shape '
-        f'{" ".join(spec.dims[1:])} (see features.lengths), got {shape!r}.'
+        f'sequence_length[{name!r}]: expected the shape {" ".join(dims)} (see '
+        f'features.lengths), got {shape!r}.'
       )
-    for dim, size in zip(spec.dims[1:], shape):
+    for dim, size in zip(dims, shape, strict=True):
       known = int(dim) if dim.isdigit() else table.setdefault(dim, int(size))
       if known != size:
         raise ValueError(
@@ -65,7 +69,7 @@ def output_features(vocabulary: Any) -> dict[str, Any]:
   """`Batch` as the output features of a SeqIO task."""
   out = {}
   for name, spec in batch_lib.Batch.specs().items():
-    rank, dtype = len(spec.dims) - 1, tf.as_dtype(spec.dtype)
+    rank, dtype = max(1, len(spec.dims) - 1), tf.as_dtype(spec.dtype)
     if name.endswith('_tokens'):
       out[name] = seqio.Feature(
         vocabulary, add_eos=False, dtype=dtype, rank=rank
@@ -73,6 +77,16 @@ def output_features(vocabulary: Any) -> dict[str, Any]:
     else:
       out[name] = seqio.ContinuousFeature(dtype=dtype, rank=rank)
   return out
+
+
+class Vocabulary(seqio.SentencePieceVocabulary):
+  """SeqIO's, which decodes the regions of an image, too."""
+
+  def decode(self, ids: Any) -> Any:
+    """A text of tokens [L], a list of texts of tokens [R, L]."""
+    if np.ndim(ids) == 2:
+      return [self.decode(row) for row in ids]
+    return super().decode(ids)
 
 
 class PixelFeatureConverter(seqio.FeatureConverter):
@@ -85,11 +99,16 @@ class PixelFeatureConverter(seqio.FeatureConverter):
 
   TASK_FEATURES: ClassVar = {
     name: seqio.FeatureConverter.FeatureSpec(
+      dtype=tf.as_dtype(spec.dtype), rank=max(1, len(spec.dims) - 1)
+    )
+    for name, spec in batch_lib.Batch.specs().items()
+  }
+  MODEL_FEATURES: ClassVar = {
+    name: seqio.FeatureConverter.FeatureSpec(
       dtype=tf.as_dtype(spec.dtype), rank=len(spec.dims) - 1
     )
     for name, spec in batch_lib.Batch.specs().items()
   }
-  MODEL_FEATURES: ClassVar = TASK_FEATURES
   PACKING_FEATURE_DTYPES: ClassVar = {}
 
   def __init__(self, pack: bool = False, **kwargs):
@@ -110,19 +129,20 @@ class PixelFeatureConverter(seqio.FeatureConverter):
 
   def _convert_features(self, ds, task_feature_lengths):
     del task_feature_lengths
-    if self._shapes == {k: tuple(v.shape) for k, v in ds.element_spec.items()}:
-      return ds  # As our own tasks make them: nothing is short.
+    specs = batch_lib.Batch.specs()
 
-    def pad(features):
+    def convert(features):
       out = {}
-      for name in self.MODEL_FEATURES:
-        value, shape = features[name], self._shapes[name]
-        missing = tf.constant(shape) - tf.shape(value)
-        value = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1))
-        out[name] = tf.ensure_shape(value, shape)
+      for name, shape in self._shapes.items():
+        value = features[name]
+        if tuple(value.shape) != shape:  # our own tasks' are whole
+          missing = tf.constant(shape) - tf.shape(value)
+          value = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1))
+          value = tf.ensure_shape(value, shape)
+        out[name] = value if len(specs[name].dims) > 1 else value[0]
       return out
 
-    return ds.map(pad, num_parallel_calls=tf.data.AUTOTUNE)
+    return ds.map(convert)
 
   def get_model_feature_lengths(self, task_feature_lengths):
     """The same lengths: nothing grows."""

@@ -8,8 +8,14 @@ when. A run that resumes at step N asks for step N: there is no other state.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Generator, Mapping
+import functools
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +43,21 @@ class Stream:
   rate: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """Which example fills a place in a batch.
+
+  Attributes:
+    task: SeqIO task that it is of.
+    index: of its row.
+    seed: of every random choice inside it.
+  """
+
+  task: str
+  index: int
+  seed: int
+
+
 class Loader:
   """Batches by step; each step's batch comes from one stream.
 
@@ -44,15 +65,21 @@ class Loader:
   expressions of many), so that little of a batch is padding; examples of a
   mixture are mixed within a batch.
 
+  An example that cannot be read leaves its place empty: all weights are zero,
+  and the others stay where they are.
+
   Args:
     streams: name -> stream.
     seed: of order and of every random choice.
     split: of the tasks.
     process: (index, count) of this host; each reads only its own slots.
+    workers: threads that read and prepare; nothing else depends on it. 0 takes
+      as many as there are cores.
+    max_damaged: examples a task that may be passed over, on this host.
 
   Raises:
     ValueError: a batch does not divide by the hosts, or a mixture has a task
-      that was not added by `registry.add_task` on records.
+      that was not added by `registry.add_task` on rows of random access.
   """
 
   def __init__(
@@ -61,22 +88,68 @@ class Loader:
     seed: int,
     split: str = 'train',
     process: tuple[int, int] | None = None,
+    workers: int = 0,
+    max_damaged: int = 0,
   ):
     if process is None:
       process = (jax.process_index(), jax.process_count())
     self.streams = dict(streams)
     self.steps = order.Schedule({k: s.rate for k, s in streams.items()})
     self._seed, self._split, self._process = seed, split, process
+    self._workers = workers or os.cpu_count() or 1
+    self._schedules: dict[str, order.Schedule] = {}
+    self._entries: dict[str, registry.Entry] = {}
     for name, stream in self.streams.items():
       if stream.sizes.batch % process[1]:
         raise ValueError(
           f'stream {name}: batch {stream.sizes.batch} does not divide by '
           f'{process[1]} hosts.'
         )
-      _rates(stream.mixture)
+      self._schedules[name] = order.Schedule(_rates(stream.mixture))
+      for task in self._schedules[name].names:
+        self._entries[task] = registry.task_of(task)
+    for entry in self._entries.values():
+      entry.damage.reset(max_damaged)
+
+  @property
+  def damaged(self) -> list[str]:
+    """What was wrong with each example passed over so far, on this host."""
+    return [m for e in self._entries.values() for m in e.damage.found]
+
+  def slots(self, step: int) -> tuple[str, list[Slot]]:
+    """The stream of a step, and the examples of its global batch."""
+    name = self.steps.member(step)
+    return name, self._slots(name, self.steps.count(name, step), (0, 1))
+
+  def _slots(
+    self, name: str, batch: int, process: tuple[int, int]
+  ) -> list[Slot]:
+    """A host's part of a stream's batch."""
+    schedule, size = self._schedules[name], self.streams[name].sizes.batch
+    index, count = process
+    local = size // count
+    first = batch * size + index * local
+    out = []
+    for slot in range(first, first + local):
+      task = schedule.member(slot)
+      ordinal = schedule.count(task, slot)
+      rows = len(self._entries[task].sequence.rows(self._split))
+      seed = order.mix(self._seed, task)
+      out.append(
+        Slot(
+          task,
+          order.epoch_index(ordinal, rows, seed),
+          order.mix(seed, 1, ordinal),
+        )
+      )
+    return out
 
   def batches(self, start: int) -> Generator[tuple[str, batch_lib.Batch]]:
-    """(stream name, local NumPy batch) of step `start`, `start` + 1, ..."""
+    """(stream name, local NumPy batch) of step `start`, `start` + 1, ...
+
+    Raises:
+      DamagedError, ImageError: more examples than allowed cannot be read.
+    """
     iterators = {
       name: iter(self._dataset(name, self.steps.count(name, start)))
       for name in self.streams
@@ -85,12 +158,14 @@ class Loader:
     try:
       while True:
         name = self.steps.member(step)
-        yield (
-          name,
-          batch_lib.Batch(
-            **{k: v.numpy() for k, v in next(iterators[name]).items()}
-          ),
-        )
+        try:
+          values = next(iterators[name])
+        except tf.errors.OpError as e:
+          for entry in self._entries.values():
+            if entry.damage.error is not None:
+              raise entry.damage.error from e
+          raise
+        yield name, batch_lib.Batch(**{k: v.numpy() for k, v in values.items()})
         step += 1
     finally:
       # Ends TensorFlow's threads while the interpreter still serves them.
@@ -99,55 +174,40 @@ class Loader:
   def _dataset(self, name: str, start: int) -> tf.data.Dataset:
     """Batches number `start`, `start` + 1, ... of a stream."""
     stream = self.streams[name]
-    index, count = self._process
-    local = stream.sizes.batch // count
-    rates = _rates(stream.mixture)
-    schedule = order.Schedule(rates)
-
-    def slots():
-      batch = start
-      while True:
-        first = batch * stream.sizes.batch + index * local
-        yield from range(first, first + local)
-        batch += 1
-
-    members = list(rates)
-    datasets = [self._member(task, stream, schedule, slots) for task in members]
+    # Each member, and the choice among them, looks at the same batches.
+    plan = functools.lru_cache(maxsize=64)(
+      lambda batch: self._slots(name, batch, self._process)
+    )
+    slots = lambda: itertools.chain.from_iterable(
+      map(plan, itertools.count(start))
+    )
+    members = self._schedules[name].names
+    datasets = [self._member(task, stream, slots) for task in members]
     choice: Any = tf.data.Dataset.from_generator(
-      lambda: (members.index(schedule.member(s)) for s in slots()),
+      lambda: (members.index(slot.task) for slot in slots()),
       output_signature=tf.TensorSpec((), tf.int64),
     )
     ds = tf.data.Dataset.choose_from_datasets(datasets, choice)
+    local = stream.sizes.batch // self._process[1]
     ds = ds.batch(local, drop_remainder=True)
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.private_threadpool_size = 2
+    options.threading.private_threadpool_size = self._workers
     return ds.prefetch(2).with_options(options)
 
   def _member(
-    self, name: str, stream: Stream, schedule: order.Schedule, slots
+    self, name: str, stream: Stream, slots: Callable[[], Iterable[Slot]]
   ) -> tf.data.Dataset:
     """The examples of one task, in the order of their slots."""
-    task = seqio.TaskRegistry.get(name)
-    source = registry.task_of(name).source
-    assert isinstance(source, registry.RecordSource)
-    size = len(source.records(self._split))
-    seed = order.mix(self._seed, name)
-
-    def pairs():
-      for slot in slots():
-        if schedule.member(slot) == name:
-          ordinal = schedule.count(name, slot)
-          yield (
-            order.epoch_index(ordinal, size, seed),
-            order.mix(seed, 1, ordinal),
-          )
-
+    task, entry = seqio.TaskRegistry.get(name), self._entries[name]
+    pairs = lambda: ((s.index, s.seed) for s in slots() if s.task == name)
     # SeqIO's types know lengths of one axis only; its code knows shapes.
     lengths: Any = features_lib.lengths(stream.sizes)
-    ds: Any = source.dataset_of(self._split, pairs)
-    ds = task.preprocess_precache(ds, seed=seed)
-    ds = task.preprocess_postcache(ds, sequence_length=lengths, seed=seed)
+    ds: Any = entry.sequence.dataset_of(
+      self._split, pairs, self._workers, entry.damage
+    )
+    ds = task.preprocess_precache(ds, seed=self._seed)
+    ds = task.preprocess_postcache(ds, sequence_length=lengths, seed=self._seed)
     return features_lib.PixelFeatureConverter()(ds, lengths)
 
 
@@ -167,11 +227,7 @@ def _rates(mixture: str) -> dict[str, float]:
   else:
     rates = {t.name: float(provider.get_rate(t)) for t in provider.tasks}
   for name in rates:
-    if not isinstance(registry.task_of(name).source, registry.RecordSource):
-      raise ValueError(
-        f'task {name}: its order can only be a function of the step over '
-        'records; write them with `pixel-llm build`.'
-      )
+    registry.task_of(name).sequence  # noqa: B018, an error if there is none
   return rates
 
 
@@ -181,3 +237,45 @@ def to_device(batch: batch_lib.Batch, sharding) -> batch_lib.Batch:
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
     batch,
   )
+
+
+def on_device(
+  batches: Generator[tuple[str, batch_lib.Batch]], sharding, ahead: int = 2
+) -> Generator[tuple[str, batch_lib.Batch]]:
+  """The batches on the mesh; a thread brings `ahead` of them there meanwhile.
+
+  Args:
+    batches: of `Loader.batches`; closed when this is.
+    sharding: of `sharding.batch_sharding`.
+    ahead: batches that wait on the device.
+  """
+  ready: queue.Queue = queue.Queue(maxsize=ahead)
+  stop = threading.Event()
+
+  def put(item) -> bool:
+    while not stop.is_set():
+      with contextlib.suppress(queue.Full):
+        ready.put(item, timeout=0.1)
+        return True
+    return False
+
+  def produce():
+    try:
+      for name, batch in batches:
+        if not put((name, to_device(batch, sharding))):
+          return
+    except Exception as e:
+      put(e)
+
+  thread = threading.Thread(target=produce, name='on_device', daemon=True)
+  thread.start()
+  try:
+    while True:
+      item = ready.get()
+      if isinstance(item, Exception):
+        raise item
+      yield item
+  finally:
+    stop.set()
+    thread.join()
+    batches.close()

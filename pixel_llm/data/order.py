@@ -9,13 +9,11 @@ does not depend on hosts, workers or interruptions.
 from __future__ import annotations
 
 import fractions
-import itertools
 import math
 import zlib
 from collections.abc import Mapping
 
 _MASK = (1 << 64) - 1
-_MOST_PERIOD = 100_000
 
 
 def mix(*values: int | str) -> int:
@@ -57,46 +55,44 @@ def epoch_index(ordinal: int, size: int, seed: int) -> int:
 
 
 class Schedule:
-  """An interleaving of members whose shares are exact over every period.
+  """An interleaving of members whose shares are exact, at any length.
+
+  Of all slots the first member has every one where its share adds up to another
+  whole; the second has its share of those that are left, and so on. After any
+  number of slots each member is within a few of its share.
 
   Args:
-    rates: member name -> positive rate; only ratios matter.
+    rates: member name -> positive rate; only ratios matter, and they are taken
+      as exactly as they are given.
 
   Raises:
-    ValueError: no member, or a rate that is not positive.
+    ValueError: no member, or a rate that is not a positive number.
   """
 
   def __init__(self, rates: Mapping[str, float]):
-    if not rates or min(rates.values()) <= 0:
+    if not rates or not all(0 < r < math.inf for r in rates.values()):
       raise ValueError(f'rates: expected positive numbers, got {dict(rates)}.')
     self.names = tuple(rates)
-    total = sum(rates.values())
-    shares = [
-      fractions.Fraction(r / total).limit_denominator(1000)
-      for r in rates.values()
-    ]
-    period = math.lcm(*(s.denominator for s in shares))
-    period = min(period, _MOST_PERIOD)
-    counts = [max(1, round(s * period)) for s in shares]
-    self._period = sum(counts)
-    # Earliest-deadline interleaving: occurrence j of a member with c in a
-    # period belongs at (j + 1/2) / c.
-    due = sorted(
-      ((j + 0.5) / c, k) for k, c in enumerate(counts) for j in range(c)
-    )
-    self._pattern = [k for _, k in due]
-    self._counts = counts
-    self._prefix = [
-      [0, *itertools.accumulate(int(p == k) for p in self._pattern)]
-      for k in range(len(counts))
+    exact = [fractions.Fraction(r) for r in rates.values()]
+    # Of the slots that the members before it leave.
+    self._shares = [
+      (r / sum(exact[k:])).as_integer_ratio() for k, r in enumerate(exact)
     ]
 
   def member(self, slot: int) -> str:
     """Name of the member that slot number `slot` belongs to."""
-    return self.names[self._pattern[slot % self._period]]
+    for name, (up, down) in zip(self.names, self._shares, strict=True):
+      before = -(-slot * up // down)
+      if -(-(slot + 1) * up // down) > before:
+        return name
+      slot -= before
+    raise AssertionError('the last member takes all that is left')
 
   def count(self, name: str, slot: int) -> int:
     """How many of the slots before `slot` belong to `name`."""
-    k = self.names.index(name)
-    periods, rest = divmod(slot, self._period)
-    return periods * self._counts[k] + self._prefix[k][rest]
+    for other, (up, down) in zip(self.names, self._shares, strict=True):
+      own = -(-slot * up // down)
+      if other == name:
+        return own
+      slot -= own
+    raise KeyError(name)

@@ -9,7 +9,7 @@ import itertools
 import json
 import pathlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
@@ -26,6 +26,24 @@ def manifest_path(directory: str, split: str) -> pathlib.Path:
   return pathlib.Path(directory) / f'{split}.manifest.json'
 
 
+def splits(directory: str) -> list[str]:
+  """Names of the splits that have a manifest.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  found = sorted(
+    path.name.removesuffix('.manifest.json')
+    for path in pathlib.Path(directory).glob('*.manifest.json')
+  )
+  if not found:
+    raise FileNotFoundError(
+      f'records {directory}: expected what `pixel-llm build` writes, found no '
+      'manifest.'
+    )
+  return found
+
+
 def read_manifest(directory: str, split: str) -> dict[str, Any]:
   """The manifest that `build` wrote.
 
@@ -38,13 +56,9 @@ def read_manifest(directory: str, split: str) -> dict[str, Any]:
     manifest = json.loads(path.read_bytes())
     schema = manifest['schema']
   except FileNotFoundError as e:
-    known = sorted(
-      p.name.removesuffix('.manifest.json')
-      for p in path.parent.glob('*.manifest.json')
-    )
     raise FileNotFoundError(
-      f'records {path}: no such file; expected what `pixel-llm build` '
-      f'writes. Splits here: {", ".join(known) or "none"}.'
+      f'records {path}: no such file; splits here: '
+      f'{", ".join(splits(directory))}.'
     ) from e
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(
@@ -58,7 +72,7 @@ def read_manifest(directory: str, split: str) -> dict[str, Any]:
   return manifest
 
 
-class RecordSet:
+class RecordSet(Sequence[bytes]):
   """Random access to the records of a split, in the order of its shards.
 
   Files are opened when first read. Picklable: each process opens its own.
@@ -107,7 +121,7 @@ class RecordSet:
 
     Raises:
       IndexError: an index outside [0, len).
-      ValueError: a shard is damaged.
+      DamagedError: a shard is damaged.
     """
     wanted: dict[int, list[tuple[int, int]]] = {}
     indices = [int(i) for i in indices]
@@ -125,7 +139,7 @@ class RecordSet:
       try:
         records = self._reader(shard).read([i for _, i in pairs])
       except (RuntimeError, IndexError) as e:
-        raise ValueError(
+        raise example.DamagedError(
           f'records {self._paths[shard]}: damaged ({e}); copy or build it '
           'again.'
         ) from e

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,59 +18,130 @@ import tensorflow as tf
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
+from pixel_llm import geometry
+from pixel_llm import image as image_lib
 from pixel_llm import vocabulary as vocabulary_lib
+from pixel_llm.augmentation import Augmentation
 from pixel_llm.data import features as features_lib
 from pixel_llm.data import order, records
 from pixel_llm.tasks import task as task_lib
 
+# Instead of a seed: SeqIO gives one, or nothing is drawn.
+SEQIO_DRAWS, AS_IT_IS = -1, -2
+# Feature beside those of `Batch`, for SeqIO's evaluation: the targets as JSON.
+TARGETS = 'decoder_target_tokens_pretokenized'
 
-class RecordSource(seqio.DataSource):
-  """Records made by `pixel-llm build` as a SeqIO source, with random access.
 
-  Emits {'record': bytes, 'seed': int64}; the seed is of every random choice
-  inside the example.
+class Damage:
+  """What could not be read of a task's examples.
 
-  Args:
-    directory: of the record set.
-    splits: names of its splits.
-
-  Raises:
-    FileNotFoundError: a split has no manifest there.
+  Attributes:
+    limit: that many are passed over; the next is an error.
+    found: what was wrong with each.
+    error: what reading ended with.
   """
 
-  def __init__(self, directory: str, splits: Sequence[str]):
-    self.directory = str(directory)
-    self._records = {
-      split: records.RecordSet(self.directory, split) for split in splits
-    }
+  def __init__(self):
+    self._lock = threading.Lock()
+    self.reset(0)
+
+  def reset(self, limit: int) -> None:
+    """Nothing was damaged so far."""
+    self.limit, self.found = limit, list[str]()
+    self.error: Exception | None = None
+
+  def guard(self, function: Callable[..., Any], instead: Any) -> Callable:
+    """The function, giving `instead` where an example is damaged."""
+
+    def guarded(*values):
+      try:
+        return function(*values)
+      except Exception as e:
+        with self._lock:
+          if isinstance(e, (example_lib.DamagedError, image_lib.ImageError)):
+            self.found.append(str(e))
+            if len(self.found) <= self.limit:
+              return instead
+          # TensorFlow would make text of it.
+          self.error = self.error or e
+        raise
+
+    return guarded
+
+
+class SequenceSource(seqio.DataSource):
+  """Anything with random access as a SeqIO source: order can be a function.
+
+  Emits {'record': bytes of the canonical example, 'seed': int64}: of every
+  random choice inside the example, `SEQIO_DRAWS` or `AS_IT_IS`.
+
+  Args:
+    splits: split -> rows, anything with `len(rows)` and `rows[i]`: a list, a
+      Grain or TensorFlow Datasets data source, a class of your own.
+    to_example: a row -> the canonical example; `add_task` sets it.
+  """
+
+  def __init__(
+    self,
+    splits: Mapping[str, Sequence[Any]],
+    to_example: Callable[[Any], example_lib.Example] | None = None,
+  ):
+    self._rows, self.to_example = dict(splits), to_example
+    self.name = type(self).__name__
     super().__init__(
-      splits=splits,
-      num_input_examples={k: len(v) for k, v in self._records.items()},
+      splits=tuple(self._rows),
+      num_input_examples={k: len(v) for k, v in self._rows.items()},
     )
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """Any host may read any records."""
+    """Any host may read any rows."""
     return True
 
   def list_shards(self, split: str) -> list[str]:
-    """One, since records are random access."""
-    return [f'{self.directory}/{split}']
+    """One, since rows are random access."""
+    return [split]
 
-  def records(self, split: str) -> records.RecordSet:
-    """The random access records of a split."""
-    if split not in self._records:
-      raise KeyError(
-        f'{self.directory}: no split {split!r}; there are '
-        f'{", ".join(self._records)}.'
+  def rows(self, split: str) -> Sequence[Any]:
+    """The rows of a split.
+
+    Raises:
+      ValueError: no such split; lists those there are.
+    """
+    if split not in self._rows:
+      raise ValueError(
+        f'{self.name}: no split {split!r}; there are {", ".join(self._rows)}.'
       )
-    return self._records[split]
+    return self._rows[split]
+
+  def example(self, split: str, index: int) -> example_lib.Example:
+    """The canonical example of a row."""
+    assert self.to_example is not None, 'add_task sets it'
+    return self.to_example(self.rows(split)[index])
+
+  def record(self, split: str, index: int) -> bytes:
+    """The example as a record."""
+    return example_lib.to_bytes(self.example(split, index))
 
   def dataset_of(
-    self, split: str, pairs: Callable[[], Iterable[tuple[int, int]]]
+    self,
+    split: str,
+    pairs: Callable[[], Iterable[tuple[int, int]]],
+    workers: int = 2,
+    damage: Damage | None = None,
   ) -> tf.data.Dataset:
-    """The records at the (index, seed) pairs that `pairs()` yields."""
-    record_set = self.records(split)
+    """The records at the (index, seed) pairs that `pairs()` yields.
+
+    Args:
+      split: one of the source's.
+      pairs: makes an iterator of (index, seed).
+      workers: records read at a time; the order does not depend on it.
+      damage: counts what cannot be read; its record is then empty.
+    """
+    self.rows(split)
+    read = (damage or Damage()).guard(
+      lambda i: self.record(split, int(i)), instead=b''
+    )
     ds = tf.data.Dataset.from_generator(
       pairs,
       output_signature=(
@@ -77,12 +151,10 @@ class RecordSource(seqio.DataSource):
     )
 
     def load(index, seed):
-      record = tf.numpy_function(
-        lambda i: record_set[int(i)], [index], tf.string, stateful=False
-      )
+      record = tf.numpy_function(read, [index], tf.string, stateful=False)
       return {'record': tf.ensure_shape(record, ()), 'seed': seed}
 
-    return ds.map(load, num_parallel_calls=2)
+    return ds.map(load, num_parallel_calls=workers)
 
   def get_dataset(
     self,
@@ -95,18 +167,57 @@ class RecordSource(seqio.DataSource):
     use_cached: bool = False,
     num_epochs: int | None = 1,
   ) -> tf.data.Dataset:
-    """SeqIO's own way in; training uses `loader` and `dataset_of`."""
+    """SeqIO's own way in; training uses `loader` and `dataset_of`.
+
+    Examples of the split `train` are drawn from, those of others are as
+    evaluation sees them.
+    """
     del sequence_length, use_cached, num_epochs
-    size = len(self.records(split))
+    size = len(self.rows(split))
     shard = shard_info or seqio.ShardInfo(index=0, num_shards=1)
     base = 0 if seed is None else int(seed)
+    drawn = SEQIO_DRAWS if split == 'train' else AS_IT_IS
 
     def pairs():
       for i in range(shard.index, size, shard.num_shards):
-        index = order.permuted(i, size, base) if shuffle else i
-        yield index, order.mix(base, index)
+        yield order.permuted(i, size, base) if shuffle else i, drawn
 
     return self.dataset_of(split, pairs)
+
+
+class RecordSource(SequenceSource):
+  """Records made by `pixel-llm build`.
+
+  Args:
+    directory: of the record set.
+    splits: names of its splits; default all that have a manifest.
+
+  Raises:
+    FileNotFoundError: a split has no manifest there, or none has.
+  """
+
+  def __init__(self, directory: str, splits: Sequence[str] | None = None):
+    self.directory = str(directory)
+    if splits is None:
+      splits = records.splits(self.directory)
+    super().__init__(
+      {split: records.RecordSet(self.directory, split) for split in splits},
+      example_lib.from_bytes,
+    )
+    self.name = f'records {self.directory}'
+
+  def list_shards(self, split: str) -> list[str]:
+    """Names of its files; any number of readers may share them anyhow."""
+    shards = self.rows(split).manifest['shards']
+    return [f'{self.directory}/{shard["name"]}' for shard in shards]
+
+  def rows(self, split: str) -> records.RecordSet:
+    """The random access records of a split."""
+    return cast(records.RecordSet, super().rows(split))
+
+  def record(self, split: str, index: int) -> bytes:
+    """The record as it is."""
+    return self.rows(split)[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +227,25 @@ class Entry:
   name: str
   source: seqio.DataSource
   task: task_lib.Task
-  to_example: Callable[[Any], example_lib.Example]
+  augmentation: Augmentation
   vocabulary: vocabulary_lib.Vocabulary
+  damage: Damage = dataclasses.field(default_factory=Damage)
+
+  @property
+  def sequence(self) -> SequenceSource:
+    """The source, as one of random access.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not isinstance(self.source, SequenceSource):
+      raise ValueError(
+        f'task {self.name}: a {type(self.source).__name__} is read from its '
+        'beginning, but training and evaluation need random access; use '
+        'registry.SequenceSource on something with len() and [i], '
+        'tfds.data_source for example, or records of `pixel-llm build`.'
+      )
+    return self.source
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -134,16 +262,23 @@ def add_task(
   source: Any,
   task: task_lib.Task,
   to_example: Callable[[Any], example_lib.Example] | None = None,
+  augmentation: Augmentation | None = None,
   replace: bool = False,
 ) -> seqio.Task:
   """Registers an ordinary SeqIO task whose features are those of `Batch`.
 
+  What SeqIO caches offline of it are the canonical examples; what is drawn is
+  drawn after.
+
   Args:
     name: by convention `<dataset>_<task>`.
-    source: a `RecordSource`, or any SeqIO source together with `to_example`.
+    source: a `SequenceSource` or `RecordSource`; or any SeqIO source, which
+      SeqIO can read, but not `loader`.
     task: the capability, e.g. `tasks.REFER`.
-    to_example: one source record (a dict of NumPy values) -> the canonical
-      example; None reads our own records.
+    to_example: one source row (of other SeqIO sources a dict of NumPy values)
+      -> the canonical example; records need none.
+    augmentation: of the examples when they are trained on; None changes
+      nothing but draws prompts and regions.
     replace: take the place of a task of that name.
 
   Raises:
@@ -153,25 +288,32 @@ def add_task(
     raise ValueError(
       f'task {name}: no vocabulary; call registry.use_vocabulary first.'
     )
+  steps: list[Any] = [seqio.CacheDatasetPlaceholder()]
+  if isinstance(source, SequenceSource):
+    if to_example is not None:
+      source = copy.copy(source)
+      source.to_example = to_example
+    to_example = source.to_example
+  elif to_example is not None:
+    steps.insert(0, functools.partial(_to_records, to_example=to_example))
   if to_example is None:
-    if not isinstance(source, RecordSource):
-      raise ValueError(
-        f'task {name}: a {type(source).__name__} needs to_example.'
-      )
-    to_example = _from_record
+    raise ValueError(
+      f'task {name}: a {type(source).__name__} needs to_example.'
+    )
   vocabulary = _VOCABULARY[0]
-  entry = Entry(name, source, task, to_example, vocabulary)
+  entry = Entry(name, source, task, augmentation or Augmentation(), vocabulary)
   if replace and name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   _ENTRIES[name] = entry
   return seqio.TaskRegistry.add(
     name,
     source=cast(Any, source),
-    preprocessors=[functools.partial(_to_features, entry=entry)],
+    preprocessors=[*steps, functools.partial(_to_features, entry=entry)],
     output_features=features_lib.output_features(
-      seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
+      features_lib.Vocabulary(vocabulary.path, vocabulary.extra_ids)
     ),
-    metric_fns=list(task.metrics),
+    postprocess_fn=_postprocess,
+    metric_fns=[_metric(metric) for metric in task.metrics],
   )
 
 
@@ -189,40 +331,115 @@ def task_of(name: str) -> Entry:
   return _ENTRIES[name]
 
 
-def _from_record(row: dict[str, Any]) -> example_lib.Example:
-  return example_lib.from_bytes(row['record'])
+def _to_records(
+  ds: tf.data.Dataset, *, to_example: Callable[[Any], example_lib.Example]
+) -> tf.data.Dataset:
+  """Rows of any SeqIO source -> what a `SequenceSource` emits."""
+
+  def convert(row):
+    def build(*values):
+      values = tf.nest.pack_sequence_as(row, values)
+      return example_lib.to_bytes(to_example(values))
+
+    record = tf.numpy_function(
+      build, tf.nest.flatten(row), tf.string, stateful=False
+    )
+    return {
+      'record': tf.ensure_shape(record, ()),
+      'seed': tf.constant(SEQIO_DRAWS, tf.int64),
+    }
+
+  return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _to_features(
   ds: tf.data.Dataset, sequence_length, *, entry: Entry
 ) -> tf.data.Dataset:
-  """Raw source rows -> the unbatched features of `Batch`, padded."""
+  """Records -> the unbatched features of `Batch`, padded."""
   sizes = features_lib.sizes_of(sequence_length)
   specs = batch_lib.Batch.specs()
+  shapes = features_lib.lengths(sizes)
+  zeros = [np.zeros(shapes[name], s.dtype) for name, s in specs.items()]
+  nothing = [*zeros, b'']
 
-  def convert(index, row):
-    seed = row.get('seed', index)
-    keys = [k for k in row if k != 'seed']
-
-    def build(seed, *values):
-      example = entry.to_example(dict(zip(keys, values)))
-      chosen = task_lib.sample_regions(
-        len(example.regions), sizes.regions, int(seed)
-      )
+  def build(record, given, drawn):
+    if not record:  # damaged, and counted
+      return nothing
+    example, seed, targets = example_lib.from_bytes(record), int(given), b''
+    if seed == AS_IT_IS:
+      groups = entry.task.questions(example)[: sizes.regions]
       out = task_lib.features(
-        entry.task, example, entry.vocabulary, sizes, chosen
+        entry.task,
+        example,
+        entry.vocabulary,
+        sizes,
+        [group[0] for group in groups],
       )
-      return [np.asarray(out[n], specs[n].dtype) for n in specs]
+      targets = json.dumps(
+        [task_lib.target(example, group) for group in groups]
+      ).encode()
+    else:
+      if seed == SEQIO_DRAWS:
+        seed = order.mix(*map(int, drawn))
+      out = task_lib.training_features(
+        entry.task,
+        example,
+        entry.vocabulary,
+        sizes,
+        entry.augmentation,
+        seed,
+      )
+    values = (np.asarray(out[n], s.dtype) for n, s in specs.items())
+    return [*map(np.atleast_1d, values), targets]
 
-    values = tf.numpy_function(
-      build,
-      [seed, *[row[k] for k in keys]],
-      [tf.as_dtype(s.dtype) for s in specs.values()],
+  guarded = entry.damage.guard(build, instead=nothing)
+
+  @seqio.map_over_dataset(num_seeds=1)
+  def convert(row, seed):
+    *values, targets = tf.numpy_function(
+      guarded,
+      [row['record'], row['seed'], seed],
+      [*(tf.as_dtype(s.dtype) for s in specs.values()), tf.string],
       stateful=False,
     )
     return {
-      name: tf.ensure_shape(value, spec.shape(sizes)[1:])
-      for (name, spec), value in zip(specs.items(), values)
-    }
+      name: tf.ensure_shape(value, shapes[name])
+      for name, value in zip(specs, values, strict=True)
+    } | {TARGETS: tf.ensure_shape(targets, ())}
 
-  return ds.enumerate().map(convert, num_parallel_calls=2)
+  return convert(ds)  # pyright: ignore[reportCallIssue]  it is mapped
+
+
+def _postprocess(
+  value: Any, example: Any = None, is_target: bool = False
+) -> list[dict[str, Any]]:
+  """SeqIO's targets and texts of an image as ours, a question each."""
+  if not is_target:
+    return [{'text': text} for text in value]
+  return [
+    {
+      **target,
+      'box': np.asarray(target['box'], np.float32),
+      'points': example['points'][i][None],
+      'weights': example['point_weights'][i][None],
+    }
+    for i, target in enumerate(json.loads(value))
+  ]
+
+
+def _metric(metric: Callable[[list, list], Mapping[str, float]]) -> Callable:
+  """A metric of questions as one of images, of `train.evaluate.seqio_fn`."""
+
+  @functools.wraps(metric, assigned=('__name__', '__doc__'))
+  def of_images(targets, predictions, aux_values):
+    flat_targets, flat_predictions = [], []
+    for i, (asked, said) in enumerate(zip(targets, predictions, strict=True)):
+      for r, target in enumerate(asked):
+        points = aux_values['points'][i][r]
+        box = geometry.answer_box(aux_values['tokens'][i][r], points)
+        flat_targets.append(target)
+        flat_predictions.append({**said[r], 'points': points[None], 'box': box})
+    return metric(flat_targets, flat_predictions)
+
+  del of_images.__wrapped__  # SeqIO reads the arguments' names
+  return of_images

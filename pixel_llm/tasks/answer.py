@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 
 from pixel_llm import batch as batch_lib
+from pixel_llm import example as example_lib
 from pixel_llm import geometry
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.prediction import Box, Kind, Prediction, Word
@@ -17,7 +18,7 @@ from pixel_llm.tasks import task as task_lib
 
 def prediction(
   task: task_lib.Task,
-  question: task_lib.Question,
+  region: example_lib.Region,
   *,
   output: batch_lib.Output,
   vocabulary: vocabulary_lib.Vocabulary,
@@ -29,7 +30,7 @@ def prediction(
 
   Args:
     task: that asked.
-    question: that was asked.
+    region: that was asked about.
     output: of one region, NumPy: tokens [L], points [L, P, 2], log_probs [L],
       scores scalar.
     vocabulary: of the tokens.
@@ -40,6 +41,7 @@ def prediction(
 
   Returns: words with their points for a written answer; a box for a read one.
   """
+  question = task.question(region)
   height, width = size_orig
   scale = np.asarray([width, height], np.float32)
   points = np.clip(np.asarray(output.points), 0, 1) * scale
@@ -50,7 +52,7 @@ def prediction(
       kind=cast(Kind, task.name),
       image=image,
       size_orig=size_orig,
-      prompt=question.prompt,
+      prompt=task.prompt(region),
       box_orig=_box(box),
       score=float(output.scores),
     )
@@ -67,15 +69,16 @@ def prediction(
         score=float(np.sum(output.log_probs[begin:end])),
       )
     )
-  whole = np.array_equal(question.prompt_box, task_lib.WHOLE_IMAGE)
-  box = np.asarray(question.prompt_box) * np.concatenate([scale, scale])
+  asked = question.prompt_box
+  if asked is not None and np.array_equal(asked, task_lib.WHOLE_IMAGE):
+    asked = None
   return Prediction(
     kind=cast(Kind, task.name),
     image=image,
     size_orig=size_orig,
     text=vocabulary.decode(tokens),
     words=tuple(words),
-    prompt_box_orig=None if whole else _box(box),
+    prompt_box_orig=None if asked is None else _box(asked * np.tile(scale, 2)),
     score=float(output.scores),
   )
 

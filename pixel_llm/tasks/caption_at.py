@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Caption at: a box -> the caption of what is there.
+"""Caption at: a box, or points -> the caption of what is there.
 
 Source: paper section 4.4, location-conditioned captioning.
 """
@@ -13,33 +13,41 @@ from pixel_llm import example as example_lib
 from pixel_llm.tasks import narrate
 from pixel_llm.tasks import task as task_lib
 
-PROMPT = 'an object of '
-
 
 def question(region: example_lib.Region) -> task_lib.Question:
-  """The region's caption, asked by its box."""
-  box = task_lib.WHOLE_IMAGE if region.box is None else region.box
+  """The region's caption, asked by its box, else by its clicks."""
   return task_lib.Question(
-    prompt=PROMPT, answer=region.text, prompt_box=box, box=region.box
+    answer=region.text,
+    prompt_box=region.box,
+    prompt_points=region.points if region.box is None else None,
+    box=region.box,
   )
 
 
+def usable(region: example_lib.Region) -> bool:
+  """There is a place."""
+  return region.box is not None or region.points is not None
+
+
 def groups(example: example_lib.Example) -> list[list[int]]:
-  """Captions of the same box are references of one question."""
+  """Captions of the same place are references of one question."""
   found: dict[bytes, list[int]] = {}
   for i, region in enumerate(example.regions):
-    box = task_lib.WHOLE_IMAGE if region.box is None else region.box
-    found.setdefault(np.asarray(box, np.float32).tobytes(), []).append(i)
+    place = region.points if region.box is None else region.box
+    key = b'' if place is None else np.asarray(place, np.float32).tobytes()
+    found.setdefault(key, []).append(i)
   return list(found.values())
 
 
 CAPTION_AT = task_lib.Task(
   name='caption_at',
   question=question,
+  prompts=('an object of ',),
   word_weight=1.0,
   point_weight=0.0,
   generates=True,
   reads=False,
   groups=groups,
+  usable=usable,
   metrics=(narrate.caption_scores,),
 )

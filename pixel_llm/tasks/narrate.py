@@ -14,7 +14,21 @@ from pixel_llm import example as example_lib
 from pixel_llm.metrics import captions, objects, points
 from pixel_llm.tasks import task as task_lib
 
-PROMPT = 'A long image caption: '
+# Source: scenic pixel_llm, `pixel_llm_t5_trace.py`. Evaluation asks the
+# first. Reference: typing errors are put right.
+PROMPTS = (
+  'A long image caption: ',
+  'A long image description: ',
+  'Write a long description for the image. ',
+  'Write a long description for the photo. ',
+  'Provide a long description of what is presented in the photo. ',
+  'Describe the content of the image in detail. ',
+  'Can you in detail explain what you see in the image? ',
+  'Could you use a few sentences to describe what you perceive in the photo? ',
+  'Please provide a long depiction of the picture. ',
+  'Using language, provide a long account of the image. ',
+  'Use a few sentences to illustrate what is happening in the picture. ',
+)
 
 
 def question(region: example_lib.Region) -> task_lib.Question:
@@ -24,9 +38,7 @@ def question(region: example_lib.Region) -> task_lib.Question:
     boxes, _, weights = alignment.token_places(region, spans, 'text')
     return boxes, weights
 
-  return task_lib.Question(
-    prompt=PROMPT, answer=region.text, token_boxes=token_boxes
-  )
+  return task_lib.Question(answer=region.text, token_boxes=token_boxes)
 
 
 def groups(example: example_lib.Example) -> list[list[int]]:
@@ -66,6 +78,7 @@ def named_objects(targets: list, predictions: list) -> dict[str, float]:
 NARRATE = task_lib.Task(
   name='narrate',
   question=question,
+  prompts=PROMPTS,
   word_weight=1.0,
   point_weight=1.0,
   generates=True,

@@ -31,9 +31,12 @@ def question(region: example_lib.Region) -> task_lib.Question:
       weights[-1] = 1
     return boxes, weights
 
-  return task_lib.Question(
-    prompt=region.text, answer=region.text, token_boxes=token_boxes, box=box
-  )
+  return task_lib.Question(answer=region.text, token_boxes=token_boxes, box=box)
+
+
+def usable(region: example_lib.Region) -> bool:
+  """There is a box."""
+  return region.box is not None
 
 
 def box_scores(targets: list, predictions: list) -> dict[str, float]:
@@ -48,10 +51,11 @@ def box_scores(targets: list, predictions: list) -> dict[str, float]:
 REFER = task_lib.Task(
   name='refer',
   question=question,
+  prompts=('{text}',),
   word_weight=0.0,
   point_weight=1.0,
   generates=False,
   reads=True,
-  groups=task_lib.each_region,
+  usable=usable,
   metrics=(box_scores,),
 )

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixel_llm import augmentation as augmentation_lib
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
+from pixel_llm import geometry, masks
 from pixel_llm import image as image_lib
 from pixel_llm import vocabulary as vocabulary_lib
+from pixel_llm.augmentation import Augmentation
 from pixel_llm.model import decoding as decoding_lib
 from pixel_llm.model import pixel_llm, t5
 
@@ -31,23 +36,37 @@ class Question:
   """One region of an example, as the task asks and answers it.
 
   Attributes:
-    prompt: text for the encoder.
     answer: text for the decoder.
-    prompt_box: [4] xyxy, normalized: the location prompt.
+    prompt_box: [4] xyxy, normalized: the location prompt; None asks by
+      `prompt_points` alone.
+    prompt_points: [N, 2] xy, normalized: on what is meant; None without.
     token_boxes: function of the answer's token spans [T, 2] giving boxes
       [T, 4] xyxy normalized and weights [T]; None when words have no place.
     box: [4] xyxy normalized, the answer's box, or None.
+    mask: the answer's pixels on the upright file, as in `masks`, or None.
   """
 
-  prompt: str
   answer: str
-  prompt_box: np.ndarray = dataclasses.field(
+  prompt_box: np.ndarray | None = dataclasses.field(
     default_factory=lambda: WHOLE_IMAGE
   )
+  prompt_points: np.ndarray | None = None
   token_boxes: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = (
     None
   )
   box: np.ndarray | None = None
+  mask: bytes | None = None
+
+
+def each_region(example: example_lib.Example) -> list[list[int]]:
+  """Every region is asked by itself."""
+  return [[i] for i in range(len(example.regions))]
+
+
+def any_region(region: example_lib.Region) -> bool:
+  """Every region can be asked about."""
+  del region
+  return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +76,8 @@ class Task:
   Attributes:
     name: of the capability; SeqIO tasks are called `<dataset>_<name>`.
     question: what is asked of a region, and its answer.
+    prompts: texts for the encoder; `{text}` stands for the region's text,
+      `{prompt}` for its prompt. The first is asked, training draws one.
     word_weight: loss weight of the answer's words.
     point_weight: loss weight of the answer's places.
     generates: the answer is written by the model (`generate`).
@@ -64,6 +85,8 @@ class Task:
     groups: regions of an example that share one question in evaluation, as
       lists of indices of `example.regions`; the first is asked, all are
       references.
+    detects: the boxes of an example's regions are all there is to find.
+    usable: whether a region has what the task asks for; others are passed over.
     metrics: functions (targets, predictions) -> dict of floats, as SeqIO's.
       A target is a dict with `texts` (the references), `points` [n, L, P, 2],
       `weights` [n, L] of the points, and `box` [4] with its `weight`; a
@@ -73,17 +96,33 @@ class Task:
 
   name: str
   question: Callable[[example_lib.Region], Question]
+  prompts: tuple[str, ...]
   word_weight: float
   point_weight: float
   generates: bool
   reads: bool
-  groups: Callable[[example_lib.Example], list[list[int]]]
+  groups: Callable[[example_lib.Example], list[list[int]]] = each_region
+  detects: bool = False
+  usable: Callable[[example_lib.Region], bool] = any_region
   metrics: tuple[Callable[[list, list], Mapping[str, float]], ...] = ()
 
+  def prompt(
+    self, region: example_lib.Region, rng: np.random.Generator | None = None
+  ) -> str:
+    """The text for the encoder; one of several if there is `rng`."""
+    which = 0 if rng is None else int(rng.integers(len(self.prompts)))
+    # One pass, so that a text with braces in it stays what it is.
+    values = {'{text}': region.text, '{prompt}': region.prompt or ''}
+    return _SLOT.sub(lambda m: values[m.group()], self.prompts[which])
 
-def each_region(example: example_lib.Example) -> list[list[int]]:
-  """Every region is asked by itself."""
-  return [[i] for i in range(len(example.regions))]
+  def questions(self, example: example_lib.Example) -> list[list[int]]:
+    """`groups` of those regions that are usable."""
+    usable = [self.usable(region) for region in example.regions]
+    groups = [[i for i in g if usable[i]] for g in self.groups(example)]
+    return [group for group in groups if group]
+
+
+_SLOT = re.compile(r'\{(?:text|prompt)\}')
 
 
 def row(
@@ -91,25 +130,53 @@ def row(
   region: example_lib.Region,
   vocabulary: vocabulary_lib.Vocabulary,
   sizes: batch_lib.BatchSizes,
+  fit: geometry.Fit | None = None,
+  draws: Draws | None = None,
 ) -> dict[str, np.ndarray]:
   """The fields of `Batch` for one region, padded to `sizes`.
 
   The answer is cut so that its end token always fits: the last token before
   the end is then always there to be read. (Reference: the research code reads
   it even when the text was cut.)
+
+  Args:
+    task: the capability.
+    region: in coordinates of what is seen, but for its mask.
+    vocabulary: of T5.
+    sizes: the shape table.
+    fit: how the file comes onto the canvas, for masks; None leaves them out.
+    draws: what training changes at random; None changes nothing.
+
+  Raises:
+    ValueError: it is asked about by points, for which `sizes` has no room.
   """
   question = task.question(region)
+  if draws is not None:
+    question = draws.click(question, sizes)
   ids, spans = vocabulary.encode_with_spans(question.answer)
   ids, spans = ids[: sizes.length - 1], spans[: sizes.length - 1]
   count = len(ids)
   out = empty_row(sizes)
-  prompt = vocabulary.encode(question.prompt)[: sizes.context - 1]
+  prompt = task.prompt(region, None if draws is None else draws.rng)
+  prompt = vocabulary.encode(prompt)[: sizes.context - 1]
   prompt = [*prompt, vocabulary_lib.EOS_ID]
   out['encoder_input_tokens'][: len(prompt)] = prompt
   out['decoder_target_tokens'][:count] = ids
   out['decoder_target_tokens'][count] = vocabulary_lib.EOS_ID
   out['decoder_loss_weights'][: count + 1] = task.word_weight
-  out['prompt_boxes'][:] = question.prompt_box
+  if question.prompt_box is not None:
+    out['prompt_boxes'][:] = question.prompt_box
+  else:
+    out['prompt_box_weights'][()] = 0
+    if not sizes.prompt_points:
+      raise ValueError(
+        f'{task.name} of region {region.id!r} is asked by points: expected '
+        'prompt_points of at least 1 for its stream or evaluation, got 0.'
+      )
+  if question.prompt_points is not None:
+    clicks = question.prompt_points[: sizes.prompt_points]
+    out['prompt_points'][: len(clicks)] = clicks
+    out['prompt_labels'][: len(clicks)] = 1
   if question.token_boxes is not None:
     boxes, weights = question.token_boxes(spans)
     out['points'][:count] = boxes_to_points(boxes, sizes.points)
@@ -117,7 +184,59 @@ def row(
   if question.box is not None:
     out['boxes'][:] = question.box
     out['box_weights'][()] = 1
+  if question.mask is not None and fit is not None and sizes.mask:
+    pixels = masks.decode(question.mask, fit.original)
+    out['masks'][:] = fit.mask_to_canvas(pixels, sizes.mask)
+    out['mask_weights'][()] = 1
   return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+  """The random choices of one example in training.
+
+  Attributes:
+    rng: of all of them.
+    augmentation: what may be changed.
+  """
+
+  rng: np.random.Generator
+  augmentation: Augmentation
+
+  def click(self, question: Question, sizes: batch_lib.BatchSizes) -> Question:
+    """Perhaps a point in the prompt's box, in its place."""
+    spot = self.rng.random(3)
+    box = question.prompt_box
+    if (
+      box is None
+      or box is WHOLE_IMAGE
+      or not sizes.prompt_points
+      or spot[0] >= self.augmentation.click
+    ):
+      return question
+    point = box[:2] + spot[1:] * (box[2:] - box[:2])
+    return dataclasses.replace(
+      question,
+      prompt_box=None,
+      prompt_points=point[None].astype(np.float32),
+    )
+
+
+def target(
+  example: example_lib.Example, group: Sequence[int]
+) -> dict[str, Any]:
+  """What metrics compare with, of one of `Task.questions`; see `Task.metrics`.
+
+  Returns: `texts`, `box` as four numbers, its `weight`, and the `id`s.
+  """
+  regions = [example.regions[i] for i in group]
+  box = regions[0].box
+  return {
+    'texts': [r.text for r in regions],
+    'box': [0.0] * 4 if box is None else box.tolist(),
+    'weight': 0.0 if box is None else 1.0,
+    'ids': [r.id for r in regions],
+  }
 
 
 def boxes_to_points(boxes: np.ndarray, points: int) -> np.ndarray:
@@ -162,7 +281,7 @@ def features(
   sizes: batch_lib.BatchSizes,
   chosen: Sequence[int],
 ) -> dict[str, np.ndarray]:
-  """The fields of `Batch` for one example, without the batch axis.
+  """The fields of `Batch` for one example as it is, without the batch axis.
 
   Args:
     task: the capability.
@@ -170,24 +289,84 @@ def features(
     vocabulary: of T5.
     sizes: the shape table.
     chosen: indices of the regions to ask about, at most `sizes.regions`.
+
+  Raises:
+    ImageError: the image is damaged.
   """
   rgb = image_lib.decode(example.image, example.image_id)
-  pixels, fit = image_lib.prepare(rgb, sizes.image)
-  rows = [row(task, example.regions[i], vocabulary, sizes) for i in chosen]
+  fit = geometry.Fit((rgb.shape[0], rgb.shape[1]), sizes.image)
+  asked = [example.regions[i] for i in chosen]
+  return _features(task, rgb, fit, asked, example.regions, vocabulary, sizes)
+
+
+def training_features(
+  task: Task,
+  example: example_lib.Example,
+  vocabulary: vocabulary_lib.Vocabulary,
+  sizes: batch_lib.BatchSizes,
+  augmentation: Augmentation,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """The fields of `Batch` for one example as training sees it.
+
+  At most `sizes.regions` of the regions that are usable and seen are asked
+  about, in an order that is drawn. A pure function of its arguments.
+
+  Args:
+    task: the capability.
+    example: a canonical example.
+    vocabulary: of T5.
+    sizes: the shape table.
+    augmentation: what may be changed.
+    seed: of every random choice.
+
+  Raises:
+    ImageError: the image is damaged.
+  """
+  rgb = image_lib.decode(example.image, example.image_id)
+  # Two generators: which regions are taken does not hang on what else is drawn.
+  order = np.random.default_rng(seed)
+  draws = Draws(np.random.default_rng([seed, 1]), augmentation)
+  fit = augmentation.draw(draws.rng, (rgb.shape[0], rgb.shape[1]), sizes.image)
+  seen = [
+    moved
+    for region in example.regions
+    if task.usable(region)
+    and (moved := augmentation_lib.move(region, fit.affine)) is not None
+  ]
+  chosen = order.permutation(len(seen))[: sizes.regions]
+  asked = [seen[i] for i in chosen]
+  return _features(task, rgb, fit, asked, seen, vocabulary, sizes, draws)
+
+
+def _features(
+  task: Task,
+  rgb: np.ndarray,
+  fit: geometry.Fit,
+  asked: Sequence[example_lib.Region],
+  seen: Sequence[example_lib.Region],
+  vocabulary: vocabulary_lib.Vocabulary,
+  sizes: batch_lib.BatchSizes,
+  draws: Draws | None = None,
+) -> dict[str, np.ndarray]:
+  rows = [row(task, r, vocabulary, sizes, fit, draws) for r in asked]
   rows += [empty_row(sizes)] * (sizes.regions - len(rows))
   out = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
   for name, spec in batch_lib.Batch.specs().items():
     if name not in out:
       out[name] = np.zeros(spec.shape(sizes)[1:], spec.dtype)
-  out['image'] = pixels
+  if task.detects and sizes.objects:
+    boxes = [r.box for r in seen if r.box is not None]
+    # Several phrases of one box are one thing.
+    things = np.unique(np.reshape(boxes, (-1, 4)), axis=0)
+    count = min(len(things), sizes.objects)
+    out['objects'][:count] = things[:count]
+    out['object_weights'][:count] = 1
+    # Reference: it goes on with the first hundred, and calls the rest nothing.
+    out['detection_weights'][()] = len(things) <= sizes.objects
+  out['image'] = image_lib.render(rgb, fit)
   out['image_size'] = np.asarray(fit.size, np.int32)
   return out
-
-
-def sample_regions(count: int, most: int, seed: int) -> list[int]:
-  """At most `most` of `count` regions, in an order drawn from `seed`."""
-  order = np.random.default_rng(seed).permutation(count)
-  return order[:most].tolist()
 
 
 def generate(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,59 @@ from pixel_llm.tasks import task as task_lib
 from pixel_llm.train import experiment
 
 Progress = Callable[[str, int, int], None]
+
+
+def seqio_fn(
+  config: experiment.ExperimentConfig,
+  model: pixel_llm.PixelLLM,
+  mesh: jax.sharding.Mesh,
+  params: Any,
+  task: str,
+) -> Callable[[Any], tuple[list, dict[str, list]]]:
+  """`predict_with_aux_fn` of SeqIO's `Evaluator`, for one of our tasks.
+
+  Args:
+    config: the experiment.
+    model: its network.
+    mesh: batches are sharded over its `data` axis.
+    params: parameters, on the mesh.
+    task: SeqIO task of `config.eval.tasks`.
+
+  Returns: function of an enumerated data set giving [(index, tokens [R, L])],
+    and `points` [R, L, P, 2] and the `tokens` that they are of.
+  """
+  sizes = config.data.sizes(config.eval.tasks[task])
+  asked = registry.task_of(task).task
+  decoding = dataclasses.replace(config.eval.decoding, length=sizes.length)
+  generate = jax.jit(
+    functools.partial(task_lib.generate, model, decoding=decoding)
+  )
+  read = jax.jit(functools.partial(task_lib.read, model))
+
+  def predict(dataset) -> tuple[list, dict[str, list]]:
+    tokens: list = []
+    aux: dict[str, list] = {'points': [], 'tokens': []}
+    rows = dataset.as_numpy_iterator()
+    while part := list(itertools.islice(rows, sizes.batch)):
+      full = part + part[-1:] * (sizes.batch - len(part))
+      batch = batch_lib.Batch(
+        **{
+          name: np.stack([row[name] for _, row in full])
+          for name in batch_lib.Batch.specs()
+        }
+      )
+      with jax.set_mesh(mesh):
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        found = read(params, batch) if asked.reads else None
+        said = generate(params, batch) if asked.generates else found
+        found, said = jax.device_get((found or said, said))
+      for i, (index, _) in enumerate(part):
+        tokens.append((int(index), said.tokens[i]))
+        aux['points'].append(found.points[i])
+        aux['tokens'].append(found.tokens[i])
+    return tokens, aux
+
+  return predict
 
 
 @dataclasses.dataclass
@@ -90,10 +144,20 @@ class Evaluator:
     config = self._config.eval
     entry = registry.task_of(name)
     task, sizes = entry.task, self._config.data.sizes(shape)
-    examples = _examples(entry, config.split, config.examples)
-    groups = [(i, g) for i, e in enumerate(examples) for g in task.groups(e)]
+    examples = _Examples(entry, config.split, config.examples)
+    groups: list[tuple[int, list[int]]] = []
+    targets: list[dict[str, Any]] = []
+    for i, example in enumerate(examples):
+      for group in task.questions(example):
+        groups.append((i, group))
+        target = task_lib.target(example, group)
+        targets.append({**target, 'box': np.asarray(target['box'], np.float32)})
+    if not groups:
+      raise ValueError(
+        f'task {name}: expected regions that {task.name} can be asked about, '
+        f'found none in the {len(examples)} examples of split {config.split}.'
+      )
     predictions: list[dict[str, Any]] = [{} for _ in groups]
-    targets = [_target(examples[i], group) for i, group in groups]
     done = 0
     total = len(groups) * (task.generates + task.reads)
 
@@ -211,28 +275,23 @@ class Evaluator:
           yield (n, jax.tree.map(pick, output), batch_lib.Batch(**regions))
 
 
-def _examples(
-  entry: registry.Entry, split: str, most: int
-) -> list[example_lib.Example]:
-  source = entry.source
-  if not isinstance(source, registry.RecordSource):
-    raise ValueError(
-      f'task {entry.name}: evaluation reads records; write them with '
-      '`pixel-llm build`.'
-    )
-  records = source.records(split)
-  count = min(most, len(records)) if most else len(records)
-  return [example_lib.from_bytes(records[i]) for i in range(count)]
+class _Examples:
+  """The canonical examples of a split, each read when it is looked at."""
 
+  def __init__(self, entry: registry.Entry, split: str, most: int):
+    self._source, self._split = entry.sequence, split
+    self._count = len(self._source.rows(split))
+    if most:
+      self._count = min(most, self._count)
 
-def _target(example: example_lib.Example, group: list[int]) -> dict[str, Any]:
-  regions = [example.regions[i] for i in group]
-  box = regions[0].box
-  return {
-    'texts': [r.text for r in regions],
-    'box': np.zeros(4, np.float32) if box is None else box,
-    'weight': 0.0 if box is None else 1.0,
-  }
+  def __len__(self) -> int:
+    return self._count
+
+  def __iter__(self) -> Iterator[example_lib.Example]:
+    return (self[i] for i in range(self._count))
+
+  def __getitem__(self, index: int) -> example_lib.Example:
+    return self._source.example(self._split, index)
 
 
 def _spread(items: list, most: int) -> list[tuple[int, Any]]:
@@ -263,7 +322,7 @@ def _shown(
   make = functools.partial(
     answer.prediction,
     task,
-    task.question(region),
+    region,
     vocabulary=vocabulary,
     image=example.image_id,
     size_orig=example.size,

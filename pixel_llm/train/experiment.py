@@ -16,6 +16,7 @@ from etils import epath
 from pixel_llm import batch as batch_lib
 from pixel_llm import config as config_lib
 from pixel_llm import files, sharding
+from pixel_llm.augmentation import Augmentation
 from pixel_llm.checkpoints import initialization, manager
 from pixel_llm.model import decoding, pixel_llm
 from pixel_llm.train import optimizer
@@ -53,10 +54,16 @@ class DataConfig:
   """Where the data is and how it is shaped.
 
   Attributes:
-    records: record set -> directory, see `pixel_llm.data.datasets.TASKS`.
+    records: record set -> directory. Names in `pixel_llm.data.datasets.TASKS`
+      give the tasks there; any other gives `<name>_<capability>` for all of
+      them.
     vocabulary: SentencePiece model, a path or `gs://` URL.
     extra_ids: sentinel ids above its pieces (T5: 100).
     modules: Python modules to import, which register tasks of your own.
+    mixtures: SeqIO mixture -> task -> rate, beside those of `datasets`.
+    augmentation: task -> instead of that in `datasets`.
+    prompts: task -> texts that ask, instead of the capability's; the first is
+      for evaluation. `{text}` and `{prompt}` stand for the region's.
     streams: name -> what a step's batch is drawn from.
     image: side of the padded square input, pixels.
     points: P, points a token.
@@ -66,6 +73,13 @@ class DataConfig:
   vocabulary: str = ''
   extra_ids: int = 100
   modules: tuple[str, ...] = ()
+  mixtures: dict[str, dict[str, float]] = dataclasses.field(
+    default_factory=dict
+  )
+  augmentation: dict[str, Augmentation] = dataclasses.field(
+    default_factory=dict
+  )
+  prompts: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   streams: dict[str, StreamConfig] = dataclasses.field(default_factory=dict)
   image: int = 384
   points: int = 2
@@ -164,12 +178,18 @@ class LoopConfig:
     checkpoint_every: steps between checkpoints; the last step always has one.
     eval_every: steps between evaluations while training; 0 evaluates only
       by `pixel-llm evaluate`.
+    workers: threads of each host that prepare examples; 0 takes as many as
+      there are cores.
+    max_damaged: examples of a task that each host may pass over since they
+      cannot be read; one more ends the run.
   """
 
   steps: int = 10_000
   log_every: int = 100
   checkpoint_every: int = 1000
   eval_every: int = 0
+  workers: int = 0
+  max_damaged: int = 100
 
 
 @dataclasses.dataclass(frozen=True)

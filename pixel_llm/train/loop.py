@@ -8,7 +8,9 @@ import contextlib
 import functools
 import importlib
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -205,7 +207,14 @@ class Trainer:
       name: loader_lib.Stream(s.mixture, config.data.sizes(s), s.rate)
       for name, s in config.data.streams.items()
     }
-    batches = loader_lib.Loader(streams, config.seed).batches(start)
+    loader = loader_lib.Loader(
+      streams,
+      config.seed,
+      workers=loop.workers,
+      max_damaged=loop.max_damaged,
+    )
+    batch_sharding = sharding.batch_sharding(self.mesh)
+    batches = loader_lib.on_device(loader.batches(start), batch_sharding)
     step_fn = jax.jit(
       functools.partial(
         step_lib.train_step,
@@ -217,12 +226,11 @@ class Trainer:
       ),
       donate_argnums=0,
     )
-    batch_sharding = sharding.batch_sharding(self.mesh)
     writer = metric_writers.SummaryWriter(self.workdir)
     curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
     stop = _Stop()
     pending: dict[str, list[Any]] = {}
-    waited, saved = 0.0, start
+    waited, saved, reported = 0.0, start, 0
     interval_began, examples, logged = time.time(), 0, start
     with (
       stop,
@@ -234,10 +242,8 @@ class Trainer:
         before = time.time()
         name, batch = next(batches)
         waited += time.time() - before
-        examples += batch.image.shape[0] * jax.process_count()
-        state, metrics = step_fn(
-          state, loader_lib.to_device(batch, batch_sharding)
-        )
+        examples += batch.image.shape[0]
+        state, metrics = step_fn(state, batch)
         for key, value in metrics.items():
           pending.setdefault(f'{name}/{key}', []).append(value)
         last = step == loop.steps or stop.asked
@@ -252,6 +258,11 @@ class Trainer:
           values['learning_rate'] = float(self._schedule(step - 1))
           values['examples_per_second'] = examples / seconds
           values['data_wait'] = waited / seconds
+          damaged = loader.damaged
+          values['damaged_examples'] = float(len(damaged))
+          for message in damaged[reported:]:
+            self._log(f'passed over: {message}')
+          reported = len(damaged)
           # At the last interval's pace: the first steps compile.
           left = seconds / (step - logged) * (loop.steps - step)
           waited, interval_began, examples = 0.0, time.time(), 0
@@ -353,8 +364,8 @@ def prepare_data(
   """Reads the vocabulary and registers the config's SeqIO tasks.
 
   Raises:
-    ConfigError: the vocabulary does not fit the model, or a module of
-      `data.modules` can't be imported.
+    ConfigError: the vocabulary does not fit the model, a module of
+      `data.modules` can't be imported, or a name is no task.
   """
   data = config.data
   vocabulary = vocabulary_lib.Vocabulary(data.vocabulary, data.extra_ids)
@@ -365,7 +376,9 @@ def prepare_data(
       'rows of the embedding.'
     )
   registry.use_vocabulary(vocabulary)
-  datasets.register(data.records)
+  datasets.register(data.records, data.augmentation, data.prompts)
+  if data.modules and os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())  # a script has its own folder there alone
   for i, module in enumerate(data.modules):
     try:
       importlib.import_module(module)
@@ -373,6 +386,7 @@ def prepare_data(
       raise config_lib.ConfigError(
         f'config data.modules[{i}]: {module!r} cannot be imported: {e}.'
       ) from e
+  datasets.add_mixtures(data.mixtures)
   return vocabulary
 
 

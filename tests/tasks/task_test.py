@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
 import io
 
 import numpy as np
@@ -9,8 +10,9 @@ from PIL import Image
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
-from pixel_llm import geometry, tasks
+from pixel_llm import geometry, masks, tasks
 from pixel_llm import vocabulary as vocabulary_lib
+from pixel_llm.augmentation import Augmentation
 from pixel_llm.tasks import answer, refer
 from pixel_llm.tasks import task as task_lib
 
@@ -23,7 +25,7 @@ SIZES = batch_lib.BatchSizes(
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory):
   path = str(tmp_path_factory.mktemp('v') / 'v.model')
-  texts = [TEXT, tasks.narrate.PROMPT, tasks.caption_at.PROMPT] * 5
+  texts = [TEXT, *tasks.NARRATE.prompts[:1], *tasks.CAPTION_AT.prompts] * 5
   vocabulary_lib.train(texts, path, 90)
   return vocabulary_lib.Vocabulary(path)
 
@@ -114,11 +116,145 @@ def test_features_fill_the_shape_table(vocabulary):
   assert features['decoder_loss_weights'][2].sum() == 0
 
 
-def test_sampled_regions_are_a_function_of_the_seed():
-  draws = [task_lib.sample_regions(20, 5, seed) for seed in (1, 1, 2)]
-  assert draws[0] == draws[1] != draws[2]
-  assert len(set(draws[0])) == 5
-  assert sorted(task_lib.sample_regions(3, 5, 0)) == [0, 1, 2]
+def photo(size=(20, 40)):
+  """A PNG whose pixels all differ."""
+  y, x = np.mgrid[: size[0], : size[1]]
+  rgb = np.stack([y * 6, x * 6, x + y], -1).astype(np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(rgb).save(file, 'PNG')
+  return file.getvalue()
+
+
+def trained(task, example, vocabulary, sizes=SIZES, seed=0, **augmentation):
+  return task_lib.training_features(
+    task, example, vocabulary, sizes, Augmentation(**augmentation), seed
+  )
+
+
+def test_training_is_a_function_of_its_seed(vocabulary):
+  regions = tuple(
+    dataclasses.replace(region(BOX), id=str(i), text=f'{TEXT} {"ring " * i}')
+    for i in range(8)
+  )
+  example = example_lib.Example(photo(), 'i', (20, 40), regions)
+  how = dict(flip=0.5, scale=(0.5, 2.0), click=0.5)
+  sizes = dataclasses.replace(SIZES, prompt_points=2)
+  first, again, other = (
+    trained(tasks.CAPTION_AT, example, vocabulary, sizes, seed, **how)
+    for seed in (1, 1, 2)
+  )
+  for name, value in first.items():
+    np.testing.assert_array_equal(value, again[name])
+  assert np.any(first['image'] != other['image'])
+  assert np.any(
+    first['decoder_target_tokens'] != other['decoder_target_tokens']
+  )
+  texts = {tuple(row) for row in first['decoder_target_tokens']}
+  assert len(texts) == 3
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(vocabulary):
+  example = example_lib.Example(photo(), 'i', (20, 40), (region(BOX),))
+  plain = task_lib.features(tasks.REFER, example, vocabulary, SIZES, [0])
+  for name, value in trained(tasks.REFER, example, vocabulary).items():
+    np.testing.assert_array_equal(value, plain[name], name)
+
+
+def test_regions_out_of_sight_are_not_asked_about(vocabulary):
+  corner = np.asarray([0, 0, 0.2, 0.2], np.float32)
+  example = example_lib.Example(
+    photo(), 'i', (20, 40), (region(corner), region(BOX))
+  )
+  asked = set()
+  for seed in range(20):
+    out = trained(tasks.REFER, example, vocabulary, seed=seed, scale=(2.0, 2.0))
+    asked.add(int(out['box_weights'].sum()))
+    # What is asked about is inside, and turned over never.
+    boxes = out['boxes'][out['box_weights'] > 0]
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert boxes.min(initial=0) >= 0 and boxes.max(initial=0) <= 1
+  assert asked == {1, 2}
+
+
+def test_segment_has_the_mask_where_the_box_is(vocabulary):
+  size = (20, 40)
+  pixels = np.zeros(size, np.uint8)
+  pixels[10:20, 10:30] = 1  # BOX
+  thing = dataclasses.replace(region(BOX), mask=masks.encode(pixels))
+  example = example_lib.Example(
+    photo(size), 'i', size, (thing, region(BOX), region())
+  )
+  sizes = dataclasses.replace(SIZES, mask=32)
+  assert tasks.SEGMENT.questions(example) == [[0]]
+  for seed in range(8):
+    out = trained(
+      tasks.SEGMENT,
+      example,
+      vocabulary,
+      sizes,
+      seed,
+      flip=0.5,
+      scale=(0.5, 1.5),
+    )
+    assert out['mask_weights'].tolist() == [1, 0, 0]
+    height, width = out['image_size']
+    box = out['boxes'][0] * np.tile([width, height], 2)
+    ys, xs = np.nonzero(out['masks'][0])
+    found = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    np.testing.assert_allclose(found, box, atol=0.75)
+
+
+def test_dense_caption_lists_each_thing_once(vocabulary):
+  sizes = dataclasses.replace(SIZES, objects=3)
+  boxes = [BOX, BOX / 2, BOX]
+  example = example_lib.Example(
+    photo(), 'i', (20, 40), (*(region(b) for b in boxes), region())
+  )
+  out = trained(tasks.DENSE_CAPTION, example, vocabulary, sizes)
+  assert out['object_weights'].tolist() == [1, 1, 0]
+  assert out['detection_weights'] == 1
+  assert {tuple(b) for b in out['objects'][:2]} == {tuple(BOX), tuple(BOX / 2)}
+  assert out['decoder_loss_weights'].any(axis=1).sum() == 3
+  few = dataclasses.replace(SIZES, objects=1)
+  out = trained(tasks.DENSE_CAPTION, example, vocabulary, few)
+  assert out['object_weights'].tolist() == [1] and not out['detection_weights']
+  out = trained(tasks.CAPTION_AT, example, vocabulary, sizes)
+  assert not out['object_weights'].any() and not out['detection_weights']
+
+
+def test_a_box_may_be_asked_by_a_click_in_it(vocabulary):
+  example = example_lib.Example(photo(), 'i', (20, 40), (region(BOX),))
+  sizes = dataclasses.replace(SIZES, prompt_points=2)
+  out = trained(tasks.CAPTION_AT, example, vocabulary, sizes, click=1.0)
+  assert out['prompt_box_weights'][0] == 0
+  assert out['prompt_labels'][0].tolist() == [1, 0]
+  x, y = out['prompt_points'][0, 0]
+  assert BOX[0] <= x <= BOX[2] and BOX[1] <= y <= BOX[3]
+  # The whole image is no place to click at.
+  out = trained(tasks.REFER, example, vocabulary, sizes, click=1.0)
+  assert out['prompt_box_weights'][0] == 1 and not out['prompt_labels'].any()
+
+
+def test_clicks_of_a_record_ask(vocabulary):
+  points = np.asarray([[0.2, 0.3], [0.4, 0.5]], np.float32)
+  clicked = dataclasses.replace(region(), points=points)
+  sizes = dataclasses.replace(SIZES, prompt_points=3)
+  row = task_lib.row(tasks.CAPTION_AT, clicked, vocabulary, sizes)
+  assert row['prompt_labels'].tolist() == [1, 1, 0]
+  np.testing.assert_array_equal(row['prompt_points'][:2], points)
+  assert row['prompt_box_weights'] == 0
+  with pytest.raises(ValueError, match='prompt_points of at least 1'):
+    task_lib.row(tasks.CAPTION_AT, clicked, vocabulary, SIZES)
+
+
+def test_prompts():
+  asked = dataclasses.replace(region(), prompt='What is {text}?')
+  assert tasks.INSTRUCT.prompt(asked) == 'Question: What is {text}? Answer: '
+  assert tasks.REFER.prompt(asked) == TEXT
+  rng = np.random.default_rng(0)
+  drawn = {tasks.CAPTION.prompt(asked, rng) for _ in range(200)}
+  assert drawn == set(tasks.CAPTION.prompts)
+  assert tasks.CAPTION.prompt(asked) == tasks.CAPTION.prompts[0]
 
 
 def test_groups():
@@ -128,6 +264,12 @@ def test_groups():
   assert tasks.NARRATE.groups(example) == [[0, 1, 2]]
   assert tasks.REFER.groups(example) == [[0], [1], [2]]
   assert tasks.CAPTION_AT.groups(example) == [[0, 2], [1]]
+  answers = tuple(
+    dataclasses.replace(region(), prompt=p) for p in ('a?', None, 'b?', 'a?')
+  )
+  example = example_lib.Example(b'', 'i', (2, 2), answers)
+  assert tasks.INSTRUCT.questions(example) == [[0, 3], [2]]
+  assert tasks.REFER.questions(example) == []
 
 
 def test_answers_leave_in_pixels_of_the_original_file(vocabulary):
@@ -140,7 +282,7 @@ def test_answers_leave_in_pixels_of_the_original_file(vocabulary):
   )
   found = answer.prediction(
     tasks.REFER,
-    tasks.REFER.question(region(BOX)),
+    region(BOX),
     output=output,
     vocabulary=vocabulary,
     image='x.jpg',
@@ -160,7 +302,7 @@ def test_a_word_of_several_tokens_has_one_place(vocabulary):
   )
   found = answer.prediction(
     tasks.NARRATE,
-    tasks.NARRATE.question(region()),
+    region(),
     output=output,
     vocabulary=vocabulary,
     image='x.jpg',

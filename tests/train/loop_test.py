@@ -4,12 +4,14 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from pixel_llm import config as config_lib
 from pixel_llm import image as image_lib
@@ -293,12 +295,11 @@ def test_the_predictor_draws_by_its_seed(evaluated):
 
 
 def test_inference_sees_the_pixels_of_training(config, evaluated):
-  from pixel_llm import example as example_lib
   from pixel_llm.data import registry
   from pixel_llm.tasks import task as task_lib
 
   entry = registry.task_of('scenes_narrate')
-  record = example_lib.from_bytes(entry.source.records('val')[0])
+  record = entry.sequence.example('val', 0)
   sizes = config.data.sizes(config.eval.tasks['scenes_narrate'])
   trained = task_lib.features(entry.task, record, entry.vocabulary, sizes, [0])[
     'image'
@@ -467,3 +468,86 @@ def test_a_misfit_through_the_command_line(config, exported, tmp_path, capsys):
     f'pixel-llm train: error: {bad}: {name}: expected finite numbers, got 16 '
     'NaN or infinite ones among 16.\n'
   )
+
+
+def test_seqios_evaluator_says_what_ours_says(config, finished):
+  import seqio
+
+  from pixel_llm.data import features
+  from pixel_llm.train import evaluate
+
+  trainer = make(config, finished[0])
+  with trainer.checkpoints:
+    _, params = trainer.restore_params()
+  name = 'scenes_refer'
+  # All expressions of an image: SeqIO's examples are images.
+  size = dataclasses.replace(config.eval.tasks[name], regions=8, batch=2)
+  config = dataclasses.replace(
+    config, eval=dataclasses.replace(config.eval, tasks={name: size})
+  )
+  ours = evaluate.Evaluator(config, trainer.model, trainer.mesh).run(params)
+  seqios = seqio.Evaluator(
+    name,
+    feature_converter=features.PixelFeatureConverter(),
+    eval_split='val',
+    sequence_length=features.lengths(config.data.sizes(size)),
+    target_field_name='decoder_target_tokens',
+    logger_cls=(),
+  )
+  metrics, _ = seqios.evaluate(
+    compute_metrics=True,
+    predict_with_aux_fn=evaluate.seqio_fn(
+      config, trainer.model, trainer.mesh, params, name
+    ),
+  )
+  found = metrics.result()[name]
+  assert found.keys() == ours[name].metrics.keys() and found
+  for key, value in ours[name].metrics.items():
+    np.testing.assert_allclose(found[key], value, rtol=1e-5)
+
+
+def test_the_readmes_own_task_trains(config, tmp_path, monkeypatch):
+  """Its very file, in a folder with photos of birds."""
+  readme = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
+  code = readme.split('`birds.py`:\n\n```python\n')[1].split('```')[0]
+  assert len(code.splitlines()) < 40
+  (tmp_path / 'birds.py').write_text(code)
+  birds = tmp_path / 'birds'
+  birds.mkdir()
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 6), ('val', 2)):
+    rows = []
+    for i in range(count):
+      file = f'{split}{i}.png'
+      Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).save(
+        birds / file
+      )
+      names = [{'name': n, 'box': [4, 3, 24, 20]} for n in ('a ring', 'a star')]
+      rows.append({'file': file, 'size': [40, 30], 'birds': names})
+    (birds / f'{split}.json').write_text(json.dumps(rows))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  shape = config.data.streams['refer']
+  config = dataclasses.replace(
+    config,
+    data=dataclasses.replace(
+      config.data,
+      records={},
+      modules=('birds',),
+      augmentation={},
+      streams={'birds': dataclasses.replace(shape, mixture='birds_refer')},
+    ),
+    eval=dataclasses.replace(
+      config.eval,
+      tasks={'birds_refer': config.eval.tasks['scenes_refer']},
+      targets=(),
+    ),
+    loop=dataclasses.replace(config.loop, steps=2),
+  )
+  lines = []
+  trainer = make(config, tmp_path / 'run', lines)
+  with trainer.checkpoints:
+    state = trainer.train()
+    results = trainer.evaluate(state.params, 2)
+  assert any(line.startswith('step 2/2') for line in lines)
+  assert 0 <= results['birds_refer'].metrics['p_at_0.5'] <= 1
