@@ -19,7 +19,7 @@ from configs import default
 # As in data/localized_narratives.md; T5's own vocabulary, for all its sizes.
 RECORDS = ('coco_narratives', 'coco_captions')
 VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
-SHAPE = dict(regions=1, context=24, length=128)
+SHAPE = dict(regions=1, context=20, length=128)
 
 
 def get_config() -> ml_collections.ConfigDict:

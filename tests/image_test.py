@@ -216,3 +216,27 @@ def test_prepare_moves_pixels_where_fit_says():
     expected,
     atol=0.5,
   )
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'subsampling': 0},
+    {'subsampling': 2},
+    {'progressive': True, 'quality': 95},
+    {'optimize': True, 'quality': 30},
+  ],
+)
+def test_jpegs_are_pillows_to_the_last_bit(mode, options):
+  pytest.importorskip('simplejpeg')
+  rng = np.random.default_rng(0)
+  small = rng.integers(0, 255, (9, 11, 3), np.uint8)
+  picture = Image.fromarray(small).resize((83, 61)).convert(mode)
+  data = io.BytesIO()
+  picture.save(data, 'JPEG', **options)
+  expected = np.asarray(Image.open(data).convert('RGB'))
+  found = image.decode(data.getvalue(), 'x.jpg')
+  np.testing.assert_array_equal(found, expected)
+  # It is not Pillow's own decoding that was compared.
+  assert image._decode_jpeg(Image.open(data), data.getvalue()) is not None

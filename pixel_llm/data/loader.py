@@ -2,30 +2,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches whose content is a pure function of (seed, step).
 
-SeqIO's tasks say what an example becomes; here is only which example comes
-when. A run that resumes at step N asks for step N: there is no other state.
+Tasks say what an example becomes, SeqIO's mixtures how they are mixed; here is
+only which example comes when. A run that resumes at step N asks for step N:
+there is no other state. Threads make the examples: decoding, resizing and
+copying, most of the work, leave Python's lock.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from collections.abc import Generator, Mapping
+from concurrent import futures
 
 import jax
 import numpy as np
 import seqio
-import tensorflow as tf
 
 from pixel_llm import batch as batch_lib
-from pixel_llm.data import features as features_lib
+from pixel_llm import example as example_lib
+from pixel_llm import image as image_lib
 from pixel_llm.data import order, registry
+
+# Batches that are made while one is used.
+_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +80,10 @@ class Loader:
     process: (index, count) of this host; each reads only its own slots.
     workers: threads that read and prepare; nothing else depends on it. 0 takes
       as many as there are cores.
-    max_damaged: examples a task that may be passed over, on this host.
+    max_damaged: examples that may be passed over on this host.
+
+  Attributes:
+    damaged: what was wrong with each that was passed over so far.
 
   Raises:
     ValueError: a batch does not divide by the hosts, or a mixture has a task
@@ -97,6 +105,8 @@ class Loader:
     self.steps = order.Schedule({k: s.rate for k, s in streams.items()})
     self._seed, self._split, self._process = seed, split, process
     self._workers = workers or os.cpu_count() or 1
+    self._max_damaged, self._lock = max_damaged, threading.Lock()
+    self.damaged: list[str] = []
     self._schedules: dict[str, order.Schedule] = {}
     self._entries: dict[str, registry.Entry] = {}
     for name, stream in self.streams.items():
@@ -108,13 +118,6 @@ class Loader:
       self._schedules[name] = order.Schedule(_rates(stream.mixture))
       for task in self._schedules[name].names:
         self._entries[task] = registry.task_of(task)
-    for entry in self._entries.values():
-      entry.damage.reset(max_damaged)
-
-  @property
-  def damaged(self) -> list[str]:
-    """What was wrong with each example passed over so far, on this host."""
-    return [m for e in self._entries.values() for m in e.damage.found]
 
   def slots(self, step: int) -> tuple[str, list[Slot]]:
     """The stream of a step, and the examples of its global batch."""
@@ -150,65 +153,55 @@ class Loader:
     Raises:
       DamagedError, ImageError: more examples than allowed cannot be read.
     """
-    iterators = {
-      name: iter(self._dataset(name, self.steps.count(name, start)))
-      for name in self.streams
-    }
-    step = start
+    pool = futures.ThreadPoolExecutor(self._workers, 'loader')
     try:
-      while True:
-        name = self.steps.member(step)
-        try:
-          values = next(iterators[name])
-        except tf.errors.OpError as e:
-          for entry in self._entries.values():
-            if entry.damage.error is not None:
-              raise entry.damage.error from e
-          raise
-        yield name, batch_lib.Batch(**{k: v.numpy() for k, v in values.items()})
-        step += 1
+      coming = collections.deque(
+        self._begin(start + i, pool) for i in range(_AHEAD)
+      )
+      for step in itertools.count(start + _AHEAD):
+        coming.append(self._begin(step, pool))
+        name, values, rows = coming.popleft()
+        for row in rows:
+          row.result()
+        yield name, batch_lib.Batch(**values)
     finally:
-      # Ends TensorFlow's threads while the interpreter still serves them.
-      iterators.clear()
+      pool.shutdown(cancel_futures=True)
 
-  def _dataset(self, name: str, start: int) -> tf.data.Dataset:
-    """Batches number `start`, `start` + 1, ... of a stream."""
-    stream = self.streams[name]
-    # Each member, and the choice among them, looks at the same batches.
-    plan = functools.lru_cache(maxsize=64)(
-      lambda batch: self._slots(name, batch, self._process)
-    )
-    slots = lambda: itertools.chain.from_iterable(
-      map(plan, itertools.count(start))
-    )
-    members = self._schedules[name].names
-    datasets = [self._member(task, stream, slots) for task in members]
-    choice: Any = tf.data.Dataset.from_generator(
-      lambda: (members.index(slot.task) for slot in slots()),
-      output_signature=tf.TensorSpec((), tf.int64),
-    )
-    ds = tf.data.Dataset.choose_from_datasets(datasets, choice)
-    local = stream.sizes.batch // self._process[1]
-    ds = ds.batch(local, drop_remainder=True)
-    options = tf.data.Options()
-    options.deterministic = True
-    options.threading.private_threadpool_size = self._workers
-    return ds.prefetch(2).with_options(options)
+  def _begin(self, step: int, pool: futures.Executor):
+    """Has a step's batch made: its stream, its arrays, and who fills them."""
+    name = self.steps.member(step)
+    slots = self._slots(name, self.steps.count(name, step), self._process)
+    sizes = self.streams[name].sizes
+    values = {
+      field: np.zeros((len(slots), *spec.shape(sizes)[1:]), spec.dtype)
+      for field, spec in batch_lib.Batch.specs().items()
+    }
+    rows = [
+      pool.submit(self._fill, values, i, slot, sizes)
+      for i, slot in enumerate(slots)
+    ]
+    return name, values, rows
 
-  def _member(
-    self, name: str, stream: Stream, slots: Callable[[], Iterable[Slot]]
-  ) -> tf.data.Dataset:
-    """The examples of one task, in the order of their slots."""
-    task, entry = seqio.TaskRegistry.get(name), self._entries[name]
-    pairs = lambda: ((s.index, s.seed) for s in slots() if s.task == name)
-    # SeqIO's types know lengths of one axis only; its code knows shapes.
-    lengths: Any = features_lib.lengths(stream.sizes)
-    ds: Any = entry.sequence.dataset_of(
-      self._split, pairs, self._workers, entry.damage
-    )
-    ds = task.preprocess_precache(ds, seed=self._seed)
-    ds = task.preprocess_postcache(ds, sequence_length=lengths, seed=self._seed)
-    return features_lib.PixelFeatureConverter()(ds, lengths)
+  def _fill(
+    self,
+    values: dict[str, np.ndarray],
+    row: int,
+    slot: Slot,
+    sizes: batch_lib.BatchSizes,
+  ) -> None:
+    """One place of a batch."""
+    entry = self._entries[slot.task]
+    try:
+      example = entry.sequence.example(self._split, slot.index)
+      made = entry.training_features(example, sizes, slot.seed)
+    except (example_lib.DamagedError, image_lib.ImageError) as e:
+      with self._lock:
+        self.damaged.append(f'{slot.task}, row {slot.index}: {e}')
+        if len(self.damaged) > self._max_damaged:
+          raise
+      return
+    for name, value in made.items():
+      values[name][row] = value
 
 
 def _rates(mixture: str) -> dict[str, float]:

@@ -8,8 +8,7 @@ import copy
 import dataclasses
 import functools
 import json
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -19,61 +18,23 @@ import tensorflow as tf
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
 from pixel_llm import geometry
-from pixel_llm import image as image_lib
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.augmentation import Augmentation
 from pixel_llm.data import features as features_lib
 from pixel_llm.data import order, records
 from pixel_llm.tasks import task as task_lib
 
-# Instead of a seed: SeqIO gives one, or nothing is drawn.
+# SeqIO gives the seed of an example's random choices, or nothing is drawn.
 SEQIO_DRAWS, AS_IT_IS = -1, -2
 # Feature beside those of `Batch`, for SeqIO's evaluation: the targets as JSON.
 TARGETS = 'decoder_target_tokens_pretokenized'
 
 
-class Damage:
-  """What could not be read of a task's examples.
-
-  Attributes:
-    limit: that many are passed over; the next is an error.
-    found: what was wrong with each.
-    error: what reading ended with.
-  """
-
-  def __init__(self):
-    self._lock = threading.Lock()
-    self.reset(0)
-
-  def reset(self, limit: int) -> None:
-    """Nothing was damaged so far."""
-    self.limit, self.found = limit, list[str]()
-    self.error: Exception | None = None
-
-  def guard(self, function: Callable[..., Any], instead: Any) -> Callable:
-    """The function, giving `instead` where an example is damaged."""
-
-    def guarded(*values):
-      try:
-        return function(*values)
-      except Exception as e:
-        with self._lock:
-          if isinstance(e, (example_lib.DamagedError, image_lib.ImageError)):
-            self.found.append(str(e))
-            if len(self.found) <= self.limit:
-              return instead
-          # TensorFlow would make text of it.
-          self.error = self.error or e
-        raise
-
-    return guarded
-
-
 class SequenceSource(seqio.DataSource):
   """Anything with random access as a SeqIO source: order can be a function.
 
-  Emits {'record': bytes of the canonical example, 'seed': int64}: of every
-  random choice inside the example, `SEQIO_DRAWS` or `AS_IT_IS`.
+  As such it emits {'record': bytes of the canonical example, 'seed': int64},
+  `SEQIO_DRAWS` or `AS_IT_IS`.
 
   Args:
     splits: split -> rows, anything with `len(rows)` and `rows[i]`: a list, a
@@ -123,39 +84,6 @@ class SequenceSource(seqio.DataSource):
     """The example as a record."""
     return example_lib.to_bytes(self.example(split, index))
 
-  def dataset_of(
-    self,
-    split: str,
-    pairs: Callable[[], Iterable[tuple[int, int]]],
-    workers: int = 2,
-    damage: Damage | None = None,
-  ) -> tf.data.Dataset:
-    """The records at the (index, seed) pairs that `pairs()` yields.
-
-    Args:
-      split: one of the source's.
-      pairs: makes an iterator of (index, seed).
-      workers: records read at a time; the order does not depend on it.
-      damage: counts what cannot be read; its record is then empty.
-    """
-    self.rows(split)
-    read = (damage or Damage()).guard(
-      lambda i: self.record(split, int(i)), instead=b''
-    )
-    ds = tf.data.Dataset.from_generator(
-      pairs,
-      output_signature=(
-        tf.TensorSpec((), tf.int64),
-        tf.TensorSpec((), tf.int64),
-      ),
-    )
-
-    def load(index, seed):
-      record = tf.numpy_function(read, [index], tf.string, stateful=False)
-      return {'record': tf.ensure_shape(record, ()), 'seed': seed}
-
-    return ds.map(load, num_parallel_calls=workers)
-
   def get_dataset(
     self,
     split: str = 'train',
@@ -167,7 +95,7 @@ class SequenceSource(seqio.DataSource):
     use_cached: bool = False,
     num_epochs: int | None = 1,
   ) -> tf.data.Dataset:
-    """SeqIO's own way in; training uses `loader` and `dataset_of`.
+    """SeqIO's own way in; training uses `loader`.
 
     Examples of the split `train` are drawn from, those of others are as
     evaluation sees them.
@@ -176,13 +104,25 @@ class SequenceSource(seqio.DataSource):
     size = len(self.rows(split))
     shard = shard_info or seqio.ShardInfo(index=0, num_shards=1)
     base = 0 if seed is None else int(seed)
-    drawn = SEQIO_DRAWS if split == 'train' else AS_IT_IS
 
-    def pairs():
+    def indices():
       for i in range(shard.index, size, shard.num_shards):
-        yield order.permuted(i, size, base) if shuffle else i, drawn
+        yield order.permuted(i, size, base) if shuffle else i
 
-    return self.dataset_of(split, pairs)
+    def load(index):
+      record = tf.numpy_function(
+        lambda i: self.record(split, int(i)), [index], tf.string, stateful=False
+      )
+      seed = SEQIO_DRAWS if split == 'train' else AS_IT_IS
+      return {
+        'record': tf.ensure_shape(record, ()),
+        'seed': tf.constant(seed, tf.int64),
+      }
+
+    ds = tf.data.Dataset.from_generator(
+      indices, output_signature=tf.TensorSpec((), tf.int64)
+    )
+    return ds.map(load, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 class RecordSource(SequenceSource):
@@ -229,7 +169,14 @@ class Entry:
   task: task_lib.Task
   augmentation: Augmentation
   vocabulary: vocabulary_lib.Vocabulary
-  damage: Damage = dataclasses.field(default_factory=Damage)
+
+  def training_features(
+    self, example: example_lib.Example, sizes: batch_lib.BatchSizes, seed: int
+  ) -> dict[str, np.ndarray]:
+    """An example as it is trained on; see `tasks.task.training_features`."""
+    return task_lib.training_features(
+      self.task, example, self.vocabulary, sizes, self.augmentation, seed
+    )
 
   @property
   def sequence(self) -> SequenceSource:
@@ -359,13 +306,9 @@ def _to_features(
   sizes = features_lib.sizes_of(sequence_length)
   specs = batch_lib.Batch.specs()
   shapes = features_lib.lengths(sizes)
-  zeros = [np.zeros(shapes[name], s.dtype) for name, s in specs.items()]
-  nothing = [*zeros, b'']
 
-  def build(record, given, drawn):
-    if not record:  # damaged, and counted
-      return nothing
-    example, seed, targets = example_lib.from_bytes(record), int(given), b''
+  def build(record, seed, drawn):
+    example, targets = example_lib.from_bytes(record), b''
     if seed == AS_IT_IS:
       groups = entry.task.questions(example)[: sizes.regions]
       out = task_lib.features(
@@ -379,25 +322,14 @@ def _to_features(
         [task_lib.target(example, group) for group in groups]
       ).encode()
     else:
-      if seed == SEQIO_DRAWS:
-        seed = order.mix(*map(int, drawn))
-      out = task_lib.training_features(
-        entry.task,
-        example,
-        entry.vocabulary,
-        sizes,
-        entry.augmentation,
-        seed,
-      )
+      out = entry.training_features(example, sizes, order.mix(*map(int, drawn)))
     values = (np.asarray(out[n], s.dtype) for n, s in specs.items())
     return [*map(np.atleast_1d, values), targets]
-
-  guarded = entry.damage.guard(build, instead=nothing)
 
   @seqio.map_over_dataset(num_seeds=1)
   def convert(row, seed):
     *values, targets = tf.numpy_function(
-      guarded,
+      build,
       [row['record'], row['seed'], seed],
       [*(tf.as_dtype(s.dtype) for s in specs.values()), tf.string],
       stateful=False,

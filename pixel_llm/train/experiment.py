@@ -180,8 +180,8 @@ class LoopConfig:
       by `pixel-llm evaluate`.
     workers: threads of each host that prepare examples; 0 takes as many as
       there are cores.
-    max_damaged: examples of a task that each host may pass over since they
-      cannot be read; one more ends the run.
+    max_damaged: examples that each host may pass over since they cannot be
+      read; one more ends the run.
   """
 
   steps: int = 10_000

@@ -266,6 +266,7 @@ def test_what_is_damaged_is_passed_over_and_nothing_moves(torn):
         np.testing.assert_array_equal(batch.image[row], expected['image'])
   assert empty == 4  # two epochs
   assert len(found.damaged) >= empty
+  assert all(m.startswith('torn_narrate, row ') for m in found.damaged)
   text = '\n'.join(found.damaged)
   assert f'{torn_id}: expected a JPEG' in text and 'truncated' in text
   assert 'record of 9 bytes: not a canonical example' in text
