@@ -69,7 +69,7 @@ def photo(rng: np.random.Generator) -> bytes:
     rgb += noise.repeat(step, 0).repeat(step, 1) * 6 * step**0.35
   out = io.BytesIO()
   Image.fromarray(np.clip(rgb + 120, 0, 255).astype(np.uint8)).save(
-    out, 'JPEG', quality=82
+    out, 'JPEG', quality=90
   )
   return out.getvalue()
 
@@ -148,6 +148,8 @@ def theirs(root: pathlib.Path, vocabulary: str) -> Iterator:
     ops.PadCaptionAnnotations(1),
     ops.PadLocoAnnotations(1, 2),
     ops.AddPromptTokens('t5', 1, list(tasks.NARRATE.prompts), CONTEXT, True),
+    ops.AddPromptBoxes(),
+    ops.AddTaskMask(['point', 'caption']),
   ]
   text, numbers = (
     tf.io.VarLenFeature(tf.string),

@@ -70,12 +70,15 @@ class Augmentation:
     part = (min(whole[0], canvas), min(whole[1], canvas))
     affine = Affine()
     if part != whole:
-      y, x = (
-        int(spot * (all_ - seen + 1))
-        for spot, all_, seen in zip(where, whole, part, strict=True)
-      )
-      corners = np.array([x, y, x + part[1], y + part[0]])
-      affine = Affine.crop(corners / np.tile(whole[::-1], 2))
+      # On whole pixels of the file, so that nothing is shifted by less.
+      corners = np.zeros((2, 2))
+      for axis, spot in enumerate(where):
+        side = original[axis]
+        seen = max(1, round(side * part[axis] / whole[axis]))
+        corners[:, 1 - axis] = int(spot * (side - seen + 1)) + np.array(
+          [0, seen]
+        )
+      affine = Affine.crop((corners / original[::-1]).ravel())
     if turned < self.flip:
       affine = affine.then(Affine.flip())
     return Fit(original, canvas, affine, part)

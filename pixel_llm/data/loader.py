@@ -20,6 +20,7 @@ import threading
 from collections.abc import Generator, Mapping
 from concurrent import futures
 
+import cv2
 import jax
 import numpy as np
 import seqio
@@ -153,6 +154,7 @@ class Loader:
     Raises:
       DamagedError, ImageError: more examples than allowed cannot be read.
     """
+    cv2.setNumThreads(1)  # its own would only be in the way of ours
     pool = futures.ThreadPoolExecutor(self._workers, 'loader')
     try:
       coming = collections.deque(
@@ -172,8 +174,11 @@ class Loader:
     name = self.steps.member(step)
     slots = self._slots(name, self.steps.count(name, step), self._process)
     sizes = self.streams[name].sizes
+    # All of a canvas is written, and most of a batch is canvas.
     values = {
-      field: np.zeros((len(slots), *spec.shape(sizes)[1:]), spec.dtype)
+      field: (np.empty if field == 'image' else np.zeros)(
+        (len(slots), *spec.shape(sizes)[1:]), spec.dtype
+      )
       for field, spec in batch_lib.Batch.specs().items()
     }
     rows = [
@@ -193,15 +198,14 @@ class Loader:
     entry = self._entries[slot.task]
     try:
       example = entry.sequence.example(self._split, slot.index)
-      made = entry.training_features(example, sizes, slot.seed)
+      place = {name: value[row, ...] for name, value in values.items()}
+      entry.training_features(example, sizes, slot.seed, place)
     except (example_lib.DamagedError, image_lib.ImageError) as e:
+      values['image'][row] = 0
       with self._lock:
         self.damaged.append(f'{slot.task}, row {slot.index}: {e}')
         if len(self.damaged) > self._max_damaged:
           raise
-      return
-    for name, value in made.items():
-      values[name][row] = value
 
 
 def _rates(mixture: str) -> dict[str, float]:

@@ -171,11 +171,15 @@ class Entry:
   vocabulary: vocabulary_lib.Vocabulary
 
   def training_features(
-    self, example: example_lib.Example, sizes: batch_lib.BatchSizes, seed: int
+    self,
+    example: example_lib.Example,
+    sizes: batch_lib.BatchSizes,
+    seed: int,
+    out: dict[str, np.ndarray] | None = None,
   ) -> dict[str, np.ndarray]:
     """An example as it is trained on; see `tasks.task.training_features`."""
     return task_lib.training_features(
-      self.task, example, self.vocabulary, sizes, self.augmentation, seed
+      self.task, example, self.vocabulary, sizes, self.augmentation, seed, out
     )
 
   @property

@@ -9,7 +9,6 @@ tasks. Tasks are values: a user's own is made like ours.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -150,13 +149,27 @@ def row(
   Raises:
     ValueError: it is asked about by points, for which `sizes` has no room.
   """
+  out = empty_row(sizes)
+  _fill(out, task, region, vocabulary, sizes, fit, draws)
+  return out
+
+
+def _fill(
+  out: Mapping[str, np.ndarray],
+  task: Task,
+  region: example_lib.Region,
+  vocabulary: vocabulary_lib.Vocabulary,
+  sizes: batch_lib.BatchSizes,
+  fit: geometry.Fit | None,
+  draws: Draws | None,
+) -> None:
+  """Makes an empty row the region's; see `row`."""
   question = task.question(region)
   if draws is not None:
     question = draws.click(question, sizes)
   ids, spans = vocabulary.encode_with_spans(question.answer)
   ids, spans = ids[: sizes.length - 1], spans[: sizes.length - 1]
   count = len(ids)
-  out = empty_row(sizes)
   prompt = task.prompt(region, None if draws is None else draws.rng)
   prompt = vocabulary.encode(prompt)[: sizes.context - 1]
   prompt = [*prompt, vocabulary_lib.EOS_ID]
@@ -188,7 +201,6 @@ def row(
     pixels = masks.decode(question.mask, fit.original)
     out['masks'][:] = fit.mask_to_canvas(pixels, sizes.mask)
     out['mask_weights'][()] = 1
-  return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,24 +266,30 @@ def boxes_to_points(boxes: np.ndarray, points: int) -> np.ndarray:
 
 def empty_row(sizes: batch_lib.BatchSizes) -> dict[str, np.ndarray]:
   """A region that weighs nothing and asks about the whole image."""
+  specs = batch_lib.Batch.specs()
   out = {
-    name: np.zeros(shape, dtype) for name, shape, dtype in _row_specs(sizes)
+    name: np.zeros(specs[name].shape(sizes)[2:], specs[name].dtype)
+    for name in _ROW
   }
   out['prompt_boxes'][:] = WHOLE_IMAGE
   out['prompt_box_weights'][()] = 1
   return out
 
 
-@functools.lru_cache(maxsize=64)
-def _row_specs(
-  sizes: batch_lib.BatchSizes,
-) -> list[tuple[str, tuple[int, ...], np.dtype]]:
-  """(field, shape, dtype) of one region."""
-  return [
-    (name, spec.shape(sizes)[2:], np.dtype(spec.dtype))
+# The fields of one region.
+_ROW = tuple(
+  name
+  for name, spec in batch_lib.Batch.specs().items()
+  if spec.dims[:2] == ('B', 'R')
+)
+
+
+def zeros(sizes: batch_lib.BatchSizes) -> dict[str, np.ndarray]:
+  """The fields of `Batch` of one example, without the batch axis."""
+  return {
+    name: np.zeros(spec.shape(sizes)[1:], spec.dtype)
     for name, spec in batch_lib.Batch.specs().items()
-    if spec.dims[:2] == ('B', 'R')
-  ]
+  }
 
 
 def features(
@@ -296,7 +314,9 @@ def features(
   rgb = image_lib.decode(example.image, example.image_id)
   fit = geometry.Fit((rgb.shape[0], rgb.shape[1]), sizes.image)
   asked = [example.regions[i] for i in chosen]
-  return _features(task, rgb, fit, asked, example.regions, vocabulary, sizes)
+  out = zeros(sizes)
+  _features(out, task, rgb, fit, asked, example.regions, vocabulary, sizes)
+  return out
 
 
 def training_features(
@@ -306,6 +326,7 @@ def training_features(
   sizes: batch_lib.BatchSizes,
   augmentation: Augmentation,
   seed: int,
+  out: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
   """The fields of `Batch` for one example as training sees it.
 
@@ -319,9 +340,11 @@ def training_features(
     sizes: the shape table.
     augmentation: what may be changed.
     seed: of every random choice.
+    out: `zeros` to write into, a place in a batch for example; `image` may
+      hold anything.
 
   Raises:
-    ImageError: the image is damaged.
+    ImageError: the image is damaged; `out` is as it was.
   """
   rgb = image_lib.decode(example.image, example.image_id)
   # Two generators: which regions are taken does not hang on what else is drawn.
@@ -334,12 +357,15 @@ def training_features(
     if task.usable(region)
     and (moved := augmentation_lib.move(region, fit.affine)) is not None
   ]
-  chosen = order.permutation(len(seen))[: sizes.regions]
+  chosen = draws.rng.permutation(len(seen))[: sizes.regions]
   asked = [seen[i] for i in chosen]
-  return _features(task, rgb, fit, asked, seen, vocabulary, sizes, draws)
+  out = zeros(sizes) if out is None else out
+  _features(out, task, rgb, fit, asked, seen, vocabulary, sizes, draws)
+  return out
 
 
 def _features(
+  out: Mapping[str, np.ndarray],
   task: Task,
   rgb: np.ndarray,
   fit: geometry.Fit,
@@ -348,13 +374,12 @@ def _features(
   vocabulary: vocabulary_lib.Vocabulary,
   sizes: batch_lib.BatchSizes,
   draws: Draws | None = None,
-) -> dict[str, np.ndarray]:
-  rows = [row(task, r, vocabulary, sizes, fit, draws) for r in asked]
-  rows += [empty_row(sizes)] * (sizes.regions - len(rows))
-  out = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
-  for name, spec in batch_lib.Batch.specs().items():
-    if name not in out:
-      out[name] = np.zeros(spec.shape(sizes)[1:], spec.dtype)
+) -> None:
+  out['prompt_boxes'][:] = WHOLE_IMAGE
+  out['prompt_box_weights'][:] = 1
+  for i, region in enumerate(asked):
+    place = {name: out[name][i, ...] for name in _ROW}
+    _fill(place, task, region, vocabulary, sizes, fit, draws)
   if task.detects and sizes.objects:
     boxes = [r.box for r in seen if r.box is not None]
     # Several phrases of one box are one thing.
@@ -364,9 +389,8 @@ def _features(
     out['object_weights'][:count] = 1
     # Reference: it goes on with the first hundred, and calls the rest nothing.
     out['detection_weights'][()] = len(things) <= sizes.objects
-  out['image'] = image_lib.render(rgb, fit)
-  out['image_size'] = np.asarray(fit.size, np.int32)
-  return out
+  image_lib.render(rgb, fit, out['image'])
+  out['image_size'][:] = fit.size
 
 
 def generate(

@@ -141,7 +141,7 @@ def test_training_is_a_function_of_its_seed(vocabulary):
   sizes = dataclasses.replace(SIZES, prompt_points=2)
   first, again, other = (
     trained(tasks.CAPTION_AT, example, vocabulary, sizes, seed, **how)
-    for seed in (1, 1, 2)
+    for seed in (3, 3, 2)
   )
   for name, value in first.items():
     np.testing.assert_array_equal(value, again[name])
