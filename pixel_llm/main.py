@@ -570,7 +570,13 @@ def _parser() -> argparse.ArgumentParser:
   sub = verb('build', build)
   sub.add_argument('name', choices=_SOURCES, help='what the annotations are')
   sub.add_argument('--annotations', required=True, help='file or glob')
-  sub.add_argument('--images', help='directory; none for names with tfds')
+  sub.add_argument(
+    '--images',
+    nargs='+',
+    action='extend',
+    help='directories, .zip and .tar files (read where they are, not '
+    'unpacked); none for names with tfds',
+  )
   sub.add_argument('--out', required=True, help='directory of the records')
   sub.add_argument('--split', default='train')
   sub.add_argument('--instances', help='instances.json (refcoco)')

@@ -18,7 +18,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from array_record.python.array_record_module import (
@@ -39,6 +39,7 @@ from pixel_llm.data.sources.refcoco import (
 )
 from pixel_llm.data.sources.source import (
   Entry,
+  Member,
   Problem,
   Row,
   RowError,
@@ -116,7 +117,7 @@ class Result:
 def build(
   name: str,
   annotations: str,
-  images: str | None,
+  images: str | Sequence[str] | None,
   out: str,
   split: str = 'train',
   instances: str | None = None,
@@ -139,8 +140,9 @@ def build(
   Args:
     name: one of `NAMES`.
     annotations: a file or a glob.
-    images: directory of the image files, searched recursively; None where
-      the annotations hold them (names with `tfds`).
+    images: directory, zip or tar of the image files, or several of these;
+      directories are searched recursively. None where the annotations hold
+      them (names with `tfds`).
     out: directory for the records; made when it is not there.
     split: names the output; where the annotations are of several splits, also
       those to take.
@@ -225,7 +227,7 @@ def build(
 def _source(
   name: str,
   annotations: str,
-  images: str | None,
+  images: str | Sequence[str] | None,
   split: str,
   extras: dict[str, str],
 ) -> Source:
@@ -270,7 +272,8 @@ def _digest(
   for entry in entries:
     found = None
     if entry.image is not None:
-      found = [os.path.basename(entry.image), _size(entry.image)]
+      # The same from a folder and from an archive of it.
+      found = [os.path.basename(str(entry.image)), _size(entry.image)]
     listing.update(json.dumps([entry.image_id, found]).encode() + b'\n')
   inputs = {
     'annotations': [
@@ -291,9 +294,11 @@ def _digest(
   return inputs, hashlib.sha256(text.encode()).hexdigest()
 
 
-def _size(path: str) -> int | None:
+def _size(file: str | Member) -> int | None:
+  if isinstance(file, Member):
+    return file.size
   try:
-    return os.path.getsize(path)
+    return os.path.getsize(file)
   except OSError:
     return None
 
@@ -411,19 +416,20 @@ def _image(
 ) -> tuple[bytes, tuple[int, int]]:
   """The file's bytes and its upright (height, width)."""
   wanted = f'the image file of {entry.image_id!r}'
-  where = entry.image or f'the image of {entry.image_id!r}'
+  where = str(entry.image or f'the image of {entry.image_id!r}')
   try:
     if held is not None:
       data = held
-    elif entry.image is not None:
-      data = pathlib.Path(entry.image).read_bytes()
-    else:
+    elif entry.image is None:
       raise _BadImage('image_missing', wanted, entry.missing)
-  except OSError as e:
-    raise _BadImage('image_missing', wanted, f'{where}: {e.strerror}') from e
-  try:
+    elif isinstance(entry.image, Member):
+      data = entry.image.read()
+    else:
+      data = pathlib.Path(entry.image).read_bytes()
     # All of it: the header of a truncated file looks well.
     height, width, _ = image.decode(data, where).shape
+  except OSError as e:
+    raise _BadImage('image_missing', wanted, f'{where}: {e.strerror}') from e
   except image.ImageError as e:
     raise _BadImage('image_unreadable', wanted, str(e)) from e
   if claimed is not None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixel_llm.data.sources import source
@@ -24,7 +24,8 @@ class VisualGenome:
 
   Args:
     annotations: `region_descriptions.json` files.
-    images: directory with the image files, in `VG_100K` and `VG_100K_2` or not.
+    images: directory or archives of the image files, in `VG_100K` and
+      `VG_100K_2` or not.
     split: with `splits`, only the images of this list; else the files are the
       split.
     extras: `image_data`, the path of `image_data.json`, and `splits`, that of
@@ -40,7 +41,7 @@ class VisualGenome:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):
