@@ -113,6 +113,9 @@ def build(args: argparse.Namespace) -> None:
       image_data=args.image_data,
       splits=args.splits,
       expect=args.expect,
+      max_side=args.max_side,
+      quality=args.quality,
+      exclude=args.exclude,
       strict=args.strict,
       workers=args.workers,
       shards=args.shards,
@@ -587,6 +590,25 @@ def _parser() -> argparse.ArgumentParser:
     metavar='DATASET',
     help='says whether all of its split is there, by published counts: '
     'refcoco_unc, localized_narratives_coco, ...; any other name lists them',
+  )
+  sub.add_argument(
+    '--max-side',
+    type=_count,
+    metavar='PIXELS',
+    help='store images that are no JPEG, or whose longer side is above this, '
+    'as JPEGs of at most this; default: every file as it is',
+  )
+  sub.add_argument(
+    '--quality', type=_count, help='of those JPEGs, 1 to 100; default 90'
+  )
+  sub.add_argument(
+    '--exclude',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='DIR[:SPLIT]',
+    help='leave out images that are in these records, as those of RefCOCO '
+    'that a model is tested on; without a split, in any',
   )
   sub.add_argument(
     '--strict',

@@ -86,9 +86,9 @@ class VisualGenome:
             )
     entries = []
     for image_id, pieces in groups.items():
-      size, names = meta.get(image_id, (None, []))
+      size, names, also = meta.get(image_id, (None, [], ()))
       image, missing = images.find(*names, *source.image_names(image_id))
-      entries.append(Entry(image_id, image, missing, (size, *pieces)))
+      entries.append(Entry(image_id, image, missing, (size, *pieces), also))
     return entries, problems
 
   def read(self, entry: Entry) -> Item:
@@ -141,8 +141,10 @@ def _region(
 
 def _image_data(
   path: str,
-) -> tuple[dict[str, tuple[tuple[int, int], list[str]]], list[Problem]]:
-  """Image id -> (height, width) and the file names that its URL suggests."""
+) -> tuple[
+  dict[str, tuple[tuple[int, int], list[str], tuple[str, ...]]], list[Problem]
+]:
+  """Image id -> (height, width), file names by its URL, and its id in COCO."""
   values = source.read_json(path)
   if not isinstance(values, list):
     raise SourceError(
@@ -157,7 +159,9 @@ def _image_data(
       )
       parts = str(value.get('url') or '').split('/')
       names = ['/'.join(parts[-2:]), parts[-1]] if parts[-1] else []
-      meta[key] = (source.image_size(row, value), names)
+      number = value.get('coco_id')
+      also = () if number is None else (str(number),)
+      meta[key] = (source.image_size(row, value), names, also)
     except RowError as e:
       problems.append(e.problem)
   return meta, problems
