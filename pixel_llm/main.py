@@ -43,10 +43,17 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   arguments = sys.argv[1:] if argv is None else argv
   parser = _parser()
+  # Apache Beam's options are not ours, and not images named like options.
+  after = []
+  if '--' in arguments and 'build' in arguments[:2]:
+    cut = arguments.index('--')
+    arguments, after = arguments[:cut], arguments[cut + 1 :]
   known, rest = parser.parse_known_args(arguments)
+  if after and known.runner is None:
+    parser.error(f'without --runner, unrecognized: {" ".join(after)}')
   if rest and known.run not in (train, params):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
-  known.rest = rest
+  known.rest, known.runner_options = rest, after
   try:
     return known.run(known) or 0
   except KeyboardInterrupt:
@@ -118,6 +125,8 @@ def build(args: argparse.Namespace) -> None:
       exclude=args.exclude,
       strict=args.strict,
       workers=args.workers,
+      runner=args.runner,
+      runner_options=args.runner_options,
       shards=args.shards,
       progress=progress,
     )
@@ -616,6 +625,12 @@ def _parser() -> argparse.ArgumentParser:
     help='stop at the first bad row, and if not all is there',
   )
   sub.add_argument('--workers', type=_count, default=os.cpu_count())
+  sub.add_argument(
+    '--runner',
+    help='of Apache Beam instead of --workers: DataflowRunner, FlinkRunner, '
+    'SparkRunner, ...; its workers must see all paths under the same names. '
+    'Its options come last, after --',
+  )
   sub.add_argument(
     '--shards',
     type=_count,

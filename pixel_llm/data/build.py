@@ -19,6 +19,8 @@ import json
 import multiprocessing
 import os
 import pathlib
+import pickle
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -136,6 +138,8 @@ def build(
   exclude: Sequence[str] = (),
   strict: bool = False,
   workers: int = 1,
+  runner: str | None = None,
+  runner_options: Sequence[str] = (),
   shards: int | None = None,
   progress: Progress | None = None,
 ) -> Result:
@@ -171,6 +175,9 @@ def build(
       given that is expected.
     workers: processes; the result does not depend on it. A script that asks
       for several needs the usual `if __name__ == '__main__':`.
+    runner: of Apache Beam, which then takes the place of `workers`. Its workers
+      find every path of this call under the same name.
+    runner_options: options of the pipeline, `--project=...`.
     shards: number of files; default one per thousand images, at least four.
     progress: called with images done and in all.
 
@@ -239,7 +246,11 @@ def build(
   before = sum(len(job.entries) for job in jobs) - sum(
     len(job.entries) for job in todo
   )
-  for shard in _run(todo, workers, before, len(entries), progress):
+  if runner is not None:
+    built = _run_beam(todo, runner, runner_options)
+  else:
+    built = _run(todo, workers, before, len(entries), progress)
+  for shard in built:
     done[shard['path']] = shard
   result = _finish(
     directory,
@@ -431,7 +442,8 @@ class _Job:
 
 def _build_shard(job: _Job, step: Callable[[], None]) -> dict[str, Any]:
   """Writes one shard and its sidecar; returns the sidecar's content."""
-  temporary = f'{job.path}.tmp'
+  # Of its own: some runners of Beam try a shard twice at the same time.
+  temporary = f'{job.path}.{uuid.uuid4().hex}.tmp'
   try:
     writer = ArrayRecordWriter(temporary, records.WRITER_OPTIONS)
     try:
@@ -682,6 +694,70 @@ def _run(
     executor.shutdown(cancel_futures=True)
 
 
+def _run_beam(
+  jobs: list[_Job], runner: str, options: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Builds shards in a pipeline; what they need is left as files for it."""
+  try:
+    import apache_beam as beam  # pyright: ignore
+    from apache_beam.options import pipeline_options  # pyright: ignore
+  except ImportError as e:
+    raise BuildError(
+      f'build: runner {runner} needs Apache Beam, found: {e}; pip install '
+      "'pixel-llm[beam]'."
+    ) from e
+  for job in jobs:
+    files.write(_job_path(job), pickle.dumps(job))
+  try:
+    given = pipeline_options.PipelineOptions(list(options))
+    with beam.Pipeline(runner, given) as pipeline:
+      _ = (
+        pipeline
+        | beam.Create([_job_path(job) for job in jobs])
+        | beam.Reshuffle()
+        | beam.Map(_work_file)
+      )
+    return [_beam_result(job, runner) for job in jobs]
+  except (BuildError, RowError, OSError):
+    raise
+  except Exception as e:
+    raise BuildError(
+      f'build: runner {runner} failed; finished shards stay, so that running '
+      f'it again goes on from there. It says: {e}'
+    ) from e
+  finally:
+    for job in jobs:
+      pathlib.Path(_job_path(job)).unlink(missing_ok=True)
+
+
+def _job_path(job: _Job) -> str:
+  return f'{job.path}.job'
+
+
+def _work_file(path: str) -> None:
+  """Builds the shard of a job's file, which it replaces by the error if any."""
+  job = pickle.loads(pathlib.Path(path).read_bytes())
+  if isinstance(job, _Job):
+    try:
+      _build_shard(job, lambda: None)
+    except (BuildError, RowError, OSError) as e:
+      # Beam would try again, and tell with its own traceback.
+      files.write(path, pickle.dumps(e))
+
+
+def _beam_result(job: _Job, runner: str) -> dict[str, Any]:
+  shard = _load_sidecar(job.path, job.key)
+  if shard is not None:
+    return shard
+  error = pickle.loads(pathlib.Path(_job_path(job)).read_bytes())
+  if isinstance(error, Exception):
+    raise error
+  raise BuildError(
+    f'{job.path}: expected that {runner} writes it, found nothing; do its '
+    'workers see the same folder under that name?'
+  )
+
+
 # The output.
 
 
@@ -703,8 +779,12 @@ def _load_sidecar(path: str, key: str) -> dict[str, Any] | None:
 def _drop_stale(
   directory: pathlib.Path, split: str, keep: set[str], key: str
 ) -> None:
-  """Removes shards that an interrupted build of other input left."""
-  for sidecar in directory.glob(f'{split}-*-of-*.array_record.json'):
+  """Removes what an interrupted build left, but for shards of this input."""
+  shards = f'{split}-[0-9][0-9][0-9][0-9][0-9]-of-*.array_record'
+  for pattern in (f'{shards}.*tmp', f'{shards}.job'):
+    for path in directory.glob(pattern):
+      path.unlink()
+  for sidecar in directory.glob(f'{shards}.json'):
     path = str(sidecar).removesuffix('.json')
     if path not in keep or _load_sidecar(path, key) is None:
       pathlib.Path(path).unlink(missing_ok=True)
