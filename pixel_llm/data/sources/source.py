@@ -41,7 +41,7 @@ class SourceError(ValueError):
   """A whole file cannot be used; nothing of it can be built."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Row:
   """Where a text comes from, for messages.
 
@@ -58,7 +58,7 @@ class Row:
   def at(self, field: str) -> Row:
     """The same row, another field below this one."""
     dot = '.' if self.field and not field.startswith('[') else ''
-    return dataclasses.replace(self, field=f'{self.field}{dot}{field}')
+    return Row(self.file, self.line, f'{self.field}{dot}{field}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class RowError(ValueError):
     return RowError, (p.row, p.reason, p.expected, p.found)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Slice:
   """A piece of an annotation file.
 
@@ -198,7 +198,7 @@ class Member:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
   """One image of the source, light enough for an index of millions.
 
