@@ -240,7 +240,6 @@ def build(
         barred=({k: barred[k] for k in ids}, contents),
       )
     )
-  _drop_stale(directory, split, {job.path for job in jobs}, key)
   done = {job.path: _load_sidecar(job.path, key) for job in jobs}
   todo = [job for job in jobs if done[job.path] is None]
   before = sum(len(job.entries) for job in jobs) - sum(
@@ -776,19 +775,16 @@ def _load_sidecar(path: str, key: str) -> dict[str, Any] | None:
   return None
 
 
-def _drop_stale(
-  directory: pathlib.Path, split: str, keep: set[str], key: str
-) -> None:
-  """Removes what an interrupted build left, but for shards of this input."""
-  shards = f'{split}-[0-9][0-9][0-9][0-9][0-9]-of-*.array_record'
-  for pattern in (f'{shards}.*tmp', f'{shards}.job'):
+def _clean(directory: pathlib.Path, split: str, shards: set[str]) -> None:
+  """Removes what killed builds left beside the shards of a finished one."""
+  for pattern in (
+    f'{split}-[0-9][0-9][0-9][0-9][0-9]-of-*.array_record*',
+    f'.{split}-[0-9]*.part',
+    f'.{split}.*.part',
+  ):
     for path in directory.glob(pattern):
-      path.unlink()
-  for sidecar in directory.glob(f'{shards}.json'):
-    path = str(sidecar).removesuffix('.json')
-    if path not in keep or _load_sidecar(path, key) is None:
-      pathlib.Path(path).unlink(missing_ok=True)
-      sidecar.unlink()
+      if path.name not in shards:
+        path.unlink()
 
 
 def _finished(
@@ -815,6 +811,7 @@ def _finished(
   except (FileNotFoundError, ValueError):
     path.unlink()  # shards were lost: the same bytes come again
     return None
+  _clean(directory, split, {shard['name'] for shard in manifest['shards']})
   return Result(manifest, str(path), str(_report_path(directory, split)), 0)
 
 
@@ -869,8 +866,7 @@ def _finish(
   }
   path = records.manifest_path(str(directory), split)
   _write(str(path), json.dumps(manifest, indent=2) + '\n')
-  for shard in shards:
-    pathlib.Path(_sidecar(shard['path'])).unlink(missing_ok=True)
+  _clean(directory, split, {shard['name'] for shard in table})
   return Result(manifest, str(path), str(report), built)
 
 

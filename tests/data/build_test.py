@@ -281,6 +281,57 @@ def test_interrupted_build_of_other_input_is_redone(narratives, tmp_path):
   assert contents(out) == contents(tmp_path / 'whole')
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from pixel_llm.data import build
+
+annotations, images, root = sys.argv[1:]
+
+def make(out, shards=2):
+  build.build('localized_narratives', annotations, images, out, 'val',
+              max_side=30, shards=shards)
+  return {p.name: p.read_bytes() for p in pathlib.Path(out).iterdir()}
+
+def kill_at(moment, out):
+  count = 0
+  def look(event, args):
+    nonlocal count
+    if event in ('open', 'os.rename', 'os.remove') and out in str(args[0]):
+      count += 1
+      if count == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+  sys.addaudithook(look)
+
+whole, other = make(f'{root}/whole'), make(f'{root}/other', 3)
+moment = killed = 0
+while killed == moment:
+  moment += 1
+  out = f'{root}/killed{moment:03}'
+  pid = os.fork()
+  if not pid:
+    kill_at(moment, out)
+    make(out)
+    os._exit(0)
+  killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+  shards = 2
+  if moment % 2 and not os.path.exists(f'{out}/val.manifest.json'):
+    shards = 3  # goes on as another build
+  assert make(out, shards) == (whole if shards == 2 else other), moment
+print(killed)
+"""
+
+
+def test_killed_at_every_moment(narratives, tmp_path):
+  """At each file that is opened, renamed or removed, whatever is done then."""
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED, narratives['annotations'],
+     narratives['images'], str(tmp_path)],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert int(done.stdout) > 15
+
+
 @pytest.mark.parametrize('change', ['annotations', 'image', 'shards'])
 def test_other_input_in_the_same_directory(narratives, tmp_path, change):
   out = tmp_path / 'out'
