@@ -458,6 +458,8 @@ def _build_shard(job: _Job, step: Callable[[], None]) -> dict[str, Any]:
       'sha256': _sha256(temporary),
       'problems': [_report_line(p) for p in problems],
     }
+    # It may speak of another build's shard, which has this one's size.
+    pathlib.Path(_sidecar(job.path)).unlink(missing_ok=True)
     os.replace(temporary, job.path)
   except RuntimeError as e:  # what the writer raises, for a full disk too
     raise BuildError(f'{job.path}: cannot be written ({e}).') from e
