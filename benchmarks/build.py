@@ -19,6 +19,7 @@ import os
 import pathlib
 import platform
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -54,8 +55,8 @@ def main() -> None:
     'resident set, of the parent and of the largest worker'
   )
   print(
-    '| rows of | rows | images | workers | seconds | rows/s | images/s | '
-    'parent MiB | worker MiB |\n' + '| --- ' * 9 + '|'
+    '| rows of | rows | images | workers | seconds | CPU s | rows/s | '
+    'images/s | parent MiB | worker MiB |\n' + '| --- ' * 10 + '|'
   )
   for name in args.sets:
     for rows in args.rows:
@@ -63,13 +64,14 @@ def main() -> None:
       images, command = _SETS[name](folder, rows)
       for workers in args.workers:
         out = folder / f'records-{workers}'
-        seconds, parent, worker = _run(
+        seconds, cpu, parent, worker = _run(
           [*command, '--out', str(out), '--workers', str(workers), '--strict']
         )
         manifest = json.loads((out / 'train.manifest.json').read_bytes())
         assert (manifest['regions'], manifest['records']) == (rows, images)
         print(
           f'| {name} | {rows} | {images} | {workers} | {seconds:.0f} | '
+          f'{cpu:.0f} | '
           f'{rows / seconds:.0f} | {images / seconds:.0f} | '
           f'{parent / 2**20:.0f} | {worker / 2**20:.0f} |',
           flush=True,
@@ -190,8 +192,9 @@ def _command(
   ]  # fmt: skip
 
 
-def _run(command: list[str]) -> tuple[float, int, int]:
-  """Seconds, and peak bytes of the parent and of the largest worker."""
+def _run(command: list[str]) -> tuple[float, float, int, int]:
+  """Seconds, of CPUs too, and peak bytes of the parent and a worker."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
   before = time.perf_counter()
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
   peaks: dict[int, int] = {}
@@ -202,8 +205,10 @@ def _run(command: list[str]) -> tuple[float, int, int]:
   seconds = time.perf_counter() - before
   if process.returncode:
     sys.exit(f'{" ".join(command)} failed')
+  now = resource.getrusage(resource.RUSAGE_CHILDREN)
+  cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
   parent = peaks.pop(process.pid)
-  return seconds, parent, max(peaks.values(), default=0)
+  return seconds, cpu, parent, max(peaks.values(), default=0)
 
 
 def _children(pid: int) -> list[int]:
