@@ -410,10 +410,7 @@ def _excluded(exclude: Sequence[str], out: str, split: str) -> list[_RecordSet]:
         s for s in records.splits(directory) if not (own and s == split)
       ]
     if not splits:
-      raise BuildError(
-        f'exclude {given}: expected a directory with records, or one and a '
-        'split of it as DIR:SPLIT, found no manifest.'
-      )
+      raise BuildError(f'exclude {given}: holds only what is built.')
     for name in splits:
       found[_RecordSet(directory, name)] = None
   return list(found)

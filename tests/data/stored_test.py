@@ -176,7 +176,7 @@ def narratives(tmp_path):
   return {'name': 'localized_narratives', 'annotations': path, 'images': images}
 
 
-def refs(tmp_path):
+def refs(tmp_path, *only):
   """Image 7 in train; another file of 3, and one with 2's bytes, in val."""
   images = str(tmp_path / 'refs')
   (tmp_path / 'refs').mkdir()
@@ -188,6 +188,8 @@ def refs(tmp_path):
     ('train', ['000000000007.jpg']),
     ('val', ['copy.jpg', '000000000003.jpg']),
   ):
+    if only and split not in only:
+      continue
     widths = {'000000000007.jpg': 67, '000000000003.jpg': 63, 'copy.jpg': 60}
     rows = [line(name, (40, widths[name])) for name in names]
     path = formats.write_lines(tmp_path / f'{split}.jsonl', rows)
@@ -263,6 +265,10 @@ def test_splits_of_one_place(narratives, tmp_path):
   for _ in range(2):
     build.build(**narratives, out=out, split='train', exclude=[out])
   assert list(examples(out)) == ['3', '4', '5', '6']
+  with pytest.raises(build.BuildError, match='holds only what is built'):
+    build.build(
+      **narratives, out=str(tmp_path / 'ref'), exclude=[refs(tmp_path, 'train')]
+    )
   with pytest.raises(build.BuildError, match='is what is built'):
     build.build(**narratives, out=out, exclude=[f'{out}:train'])
 
@@ -275,8 +281,8 @@ def test_nothing_to_exclude(narratives, tmp_path, capsys):
     '--images', narratives['images'], '--out', out, '--exclude',
   ]  # fmt: skip
   for exclude, message in (
-    (f'{ref}:testA', 'Splits here: train, val'),
-    (str(tmp_path / 'coco'), 'a split of it as DIR:SPLIT, found no manifest'),
+    (f'{ref}:testA', 'splits here: train, val'),
+    (str(tmp_path / 'coco'), 'coco: expected what `pixel-llm build` writes'),
     (str(tmp_path / 'nowhere'), 'found no manifest'),
   ):
     assert main.main([*arguments, exclude]) == 1
