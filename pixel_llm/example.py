@@ -71,9 +71,9 @@ class Example:
   """One image and its regions.
 
   Attributes:
-    image: encoded JPEG, PNG or WebP bytes, as in the source.
+    image: encoded JPEG, PNG or WebP bytes, as in the source, or a smaller JPEG.
     image_id: the data set's id of the image.
-    size: (height, width) of the upright image, pixels of the original file.
+    size: (height, width) of the upright image, pixels.
     regions: the texts about it.
   """
 

@@ -43,10 +43,17 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   arguments = sys.argv[1:] if argv is None else argv
   parser = _parser()
+  # Apache Beam's options are not ours, and not images named like options.
+  after = []
+  if '--' in arguments and 'build' in arguments[:2]:
+    cut = arguments.index('--')
+    arguments, after = arguments[:cut], arguments[cut + 1 :]
   known, rest = parser.parse_known_args(arguments)
+  if after and known.runner is None:
+    parser.error(f'without --runner, unrecognized: {" ".join(after)}')
   if rest and known.run not in (train, params):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
-  known.rest = rest
+  known.rest, known.runner_options = rest, after
   try:
     return known.run(known) or 0
   except KeyboardInterrupt:
@@ -113,8 +120,13 @@ def build(args: argparse.Namespace) -> None:
       image_data=args.image_data,
       splits=args.splits,
       expect=args.expect,
+      max_side=args.max_side,
+      quality=args.quality,
+      exclude=args.exclude,
       strict=args.strict,
       workers=args.workers,
+      runner=args.runner,
+      runner_options=args.runner_options,
       shards=args.shards,
       progress=progress,
     )
@@ -570,7 +582,13 @@ def _parser() -> argparse.ArgumentParser:
   sub = verb('build', build)
   sub.add_argument('name', choices=_SOURCES, help='what the annotations are')
   sub.add_argument('--annotations', required=True, help='file or glob')
-  sub.add_argument('--images', help='directory; none for names with tfds')
+  sub.add_argument(
+    '--images',
+    nargs='+',
+    action='extend',
+    help='directories, .zip and .tar files (read where they are, not '
+    'unpacked); none for names with tfds',
+  )
   sub.add_argument('--out', required=True, help='directory of the records')
   sub.add_argument('--split', default='train')
   sub.add_argument('--instances', help='instances.json (refcoco)')
@@ -583,11 +601,36 @@ def _parser() -> argparse.ArgumentParser:
     'refcoco_unc, localized_narratives_coco, ...; any other name lists them',
   )
   sub.add_argument(
+    '--max-side',
+    type=_count,
+    metavar='PIXELS',
+    help='store images that are no JPEG, or whose longer side is above this, '
+    'as JPEGs of at most this; default: every file as it is',
+  )
+  sub.add_argument(
+    '--quality', type=_count, help='of those JPEGs, 1 to 100; default 90'
+  )
+  sub.add_argument(
+    '--exclude',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='DIR[:SPLIT]',
+    help='leave out images that are in these records, as those of RefCOCO '
+    'that a model is tested on; without a split, in any',
+  )
+  sub.add_argument(
     '--strict',
     action='store_true',
     help='stop at the first bad row, and if not all is there',
   )
   sub.add_argument('--workers', type=_count, default=os.cpu_count())
+  sub.add_argument(
+    '--runner',
+    help='of Apache Beam instead of --workers: DataflowRunner, FlinkRunner, '
+    'SparkRunner, ...; its workers must see all paths under the same names. '
+    'Its options come last, after --',
+  )
   sub.add_argument(
     '--shards',
     type=_count,

@@ -14,17 +14,22 @@ import concurrent.futures
 import dataclasses
 import glob
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import pickle
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_module import (
   ArrayRecordReader,
   ArrayRecordWriter,
 )
+from PIL import Image
 
 from pixel_llm import example, files, image, masks
 from pixel_llm.data import published, records
@@ -39,6 +44,7 @@ from pixel_llm.data.sources.refcoco import (
 )
 from pixel_llm.data.sources.source import (
   Entry,
+  Member,
   Problem,
   Row,
   RowError,
@@ -68,6 +74,10 @@ _HOLD_IMAGES = {'coco_captions_tfds', 'refcoco_tfds'}
 VERSION = 1
 _IMAGES_PER_SHARD = 1000
 _POLL_SECONDS = 0.2
+_QUALITY = 90
+_LONGEST = 65535  # of a JPEG
+_JPEG = b'\xff\xd8\xff'
+_EXCLUDED = 'excluded'
 _COUNTS = ('records', 'regions', 'utterances', 'utterances_with_place')
 
 Progress = Callable[[int, int], None]
@@ -116,15 +126,20 @@ class Result:
 def build(
   name: str,
   annotations: str,
-  images: str | None,
+  images: str | Sequence[str] | None,
   out: str,
   split: str = 'train',
   instances: str | None = None,
   image_data: str | None = None,
   splits: str | None = None,
   expect: str | None = None,
+  max_side: int | None = None,
+  quality: int | None = None,
+  exclude: Sequence[str] = (),
   strict: bool = False,
   workers: int = 1,
+  runner: str | None = None,
+  runner_options: Sequence[str] = (),
   shards: int | None = None,
   progress: Progress | None = None,
 ) -> Result:
@@ -132,15 +147,17 @@ def build(
 
   Writes `<split>-00000-of-00004.array_record` and so on, then
   `<split>.report.jsonl` (every skipped row), then `<split>.manifest.json`,
-  each whole or not at all. Images are stored as they are in their files.
+  each whole or not at all. Images are stored as they are in their files; with
+  `max_side`, those that are no JPEG or have a longer side are written anew.
 
   Whether an image file changed is told by its name and size.
 
   Args:
     name: one of `NAMES`.
     annotations: a file or a glob.
-    images: directory of the image files, searched recursively; None where
-      the annotations hold them (names with `tfds`).
+    images: directory, zip or tar of the image files, or several of these;
+      directories are searched recursively. None where the annotations hold
+      them (names with `tfds`).
     out: directory for the records; made when it is not there.
     split: names the output; where the annotations are of several splits, also
       those to take.
@@ -149,10 +166,18 @@ def build(
     splits: visual_genome's lists of image ids, `densecap_splits.json`.
     expect: a data set of `published.COUNTS`; the manifest says whether all of
       its split was given.
+    max_side: pixels; the longer side that a stored image may have.
+    quality: of the JPEGs that `max_side` writes, 1 to 100, default 90.
+    exclude: record sets, `DIR` or `DIR:SPLIT`, whose images are left out, as
+      of `records.identities`; without a split all that `DIR` has, but for the
+      one that is built.
     strict: stop at the first bad row instead of skipping it, and if not all was
       given that is expected.
     workers: processes; the result does not depend on it. A script that asks
       for several needs the usual `if __name__ == '__main__':`.
+    runner: of Apache Beam, which then takes the place of `workers`. Its workers
+      find every path of this call under the same name.
+    runner_options: options of the pipeline, `--project=...`.
     shards: number of files; default one per thousand images, at least four.
     progress: called with images done and in all.
 
@@ -166,6 +191,10 @@ def build(
     published.check(expect, split)
   given = {'instances': instances, 'image_data': image_data, 'splits': splits}
   extras = {k: path for k, path in given.items() if path is not None}
+  options = _options(max_side, quality)
+  excluded = _excluded(exclude, out, split)
+  if excluded:
+    options['exclude'] = sorted(e.name for e in excluded)
   source = _source(name, annotations, images, split, extras)
   files = _expand(annotations) + list(extras.values())
   entries, problems = source.index()
@@ -176,32 +205,51 @@ def build(
   if shards is None:
     shards = max(4, -(-len(entries) // _IMAGES_PER_SHARD))
   shards = min(shards, len(entries))
-  inputs, key = _digest(name, source, split, shards, files, entries)
+  inputs, key = _digest(name, source, split, shards, files, entries, options)
 
   directory = pathlib.Path(out)
   directory.mkdir(parents=True, exist_ok=True)
   finished = _finished(directory, split, key, name)
   if finished is not None:
-    if strict and finished.manifest['skipped']:
-      line = pathlib.Path(finished.report).read_text().splitlines()[0]
+    if strict and finished.manifest['skipped'].keys() - {_EXCLUDED}:
+      lines = pathlib.Path(finished.report).read_text().splitlines()
+      line = next(x for x in lines if json.loads(x)['reason'] != _EXCLUDED)
       raise BuildError(
         f'{finished.path} was built without strict and skipped rows, the '
         f'first: {line}'
       )
     return _compare(finished, expect, split, len(entries), strict)
 
+  barred = {k: e.label for e in excluded for k in e.identities()}
+  contents = {k: v for k, v in barred.items() if k.startswith('sha256 ')}
   jobs = []
   for i in range(shards):
     begin, end = (len(entries) * k // shards for k in (i, i + 1))
     path = directory / f'{split}-{i:05d}-of-{shards:05d}.array_record'
-    jobs.append(_Job(source, tuple(entries[begin:end]), str(path), key, strict))
-  _drop_stale(directory, split, {job.path for job in jobs}, key)
+    part = tuple(entries[begin:end])
+    ids = {k for entry in part for k in _ids(entry)} & barred.keys()
+    jobs.append(
+      _Job(
+        source=source,
+        entries=part,
+        path=str(path),
+        key=key,
+        strict=strict,
+        max_side=max_side,
+        quality=quality or _QUALITY,
+        barred=({k: barred[k] for k in ids}, contents),
+      )
+    )
   done = {job.path: _load_sidecar(job.path, key) for job in jobs}
   todo = [job for job in jobs if done[job.path] is None]
   before = sum(len(job.entries) for job in jobs) - sum(
     len(job.entries) for job in todo
   )
-  for shard in _run(todo, workers, before, len(entries), progress):
+  if runner is not None:
+    built = _run_beam(todo, runner, runner_options)
+  else:
+    built = _run(todo, workers, before, len(entries), progress)
+  for shard in built:
     done[shard['path']] = shard
   result = _finish(
     directory,
@@ -209,6 +257,7 @@ def build(
     name,
     source,
     inputs,
+    options,
     key,
     problems,
     [done[job.path] or {} for job in jobs],
@@ -225,7 +274,7 @@ def build(
 def _source(
   name: str,
   annotations: str,
-  images: str | None,
+  images: str | Sequence[str] | None,
   split: str,
   extras: dict[str, str],
 ) -> Source:
@@ -264,13 +313,15 @@ def _digest(
   shards: int,
   files: list[str],
   entries: list[Entry],
+  options: dict[str, Any],
 ) -> tuple[dict[str, Any], str]:
   """What identifies the build: inputs by name and content, and a digest."""
   listing = hashlib.sha256()
   for entry in entries:
     found = None
     if entry.image is not None:
-      found = [os.path.basename(entry.image), _size(entry.image)]
+      # The same from a folder and from an archive of it.
+      found = [os.path.basename(str(entry.image)), _size(entry.image)]
     listing.update(json.dumps([entry.image_id, found]).encode() + b'\n')
   inputs = {
     'annotations': [
@@ -286,14 +337,17 @@ def _digest(
     'split': split,
     'shards': shards,
     'inputs': inputs,
+    **options,
   }
   text = json.dumps(arguments, sort_keys=True)
   return inputs, hashlib.sha256(text.encode()).hexdigest()
 
 
-def _size(path: str) -> int | None:
+def _size(file: str | Member) -> int | None:
+  if isinstance(file, Member):
+    return file.size
   try:
-    return os.path.getsize(path)
+    return os.path.getsize(file)
   except OSError:
     return None
 
@@ -301,6 +355,69 @@ def _size(path: str) -> int | None:
 def _sha256(path: str) -> str:
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _options(max_side: int | None, quality: int | None) -> dict[str, Any]:
+  """What changes the stored images, by name; empty when nothing does."""
+  if max_side is None:
+    if quality is not None:
+      raise BuildError(f'build: quality {quality} needs max_side.')
+    return {}
+  quality = _QUALITY if quality is None else quality
+  if not 1 <= max_side <= _LONGEST:
+    raise BuildError(
+      f'build: expected max_side from 1 to {_LONGEST} pixels, got {max_side}.'
+    )
+  if not 1 <= quality <= 100:
+    raise BuildError(f'build: expected quality from 1 to 100, got {quality}.')
+  return {'max_side': max_side, 'quality': quality}
+
+
+@dataclasses.dataclass(frozen=True)
+class _RecordSet:
+  """A split whose images are left out."""
+
+  directory: str
+  split: str
+
+  @property
+  def label(self) -> str:
+    return f'{self.directory}, split {self.split}'
+
+  @property
+  def name(self) -> list[str]:
+    """What identifies it: split and content, wherever it lies."""
+    manifest = records.read_manifest(self.directory, self.split)
+    return [self.split, manifest['digest']]
+
+  def identities(self) -> dict[str, str]:
+    return records.identities(self.directory, self.split)
+
+
+def _excluded(exclude: Sequence[str], out: str, split: str) -> list[_RecordSet]:
+  """The splits that are meant, each once."""
+  found: dict[_RecordSet, None] = {}
+  for given in exclude:
+    directory, splits = given, []
+    if not os.path.isdir(given) and ':' in given:
+      directory, _, only = given.rpartition(':')
+      splits = [only]
+    own = os.path.realpath(directory) == os.path.realpath(out)
+    if own and splits == [split]:
+      raise BuildError(f'exclude {given}: is what is built.')
+    if not splits:
+      splits = [
+        s for s in records.splits(directory) if not (own and s == split)
+      ]
+    if not splits:
+      raise BuildError(f'exclude {given}: holds only what is built.')
+    for name in splits:
+      found[_RecordSet(directory, name)] = None
+  return list(found)
+
+
+def _ids(entry: Entry) -> list[str]:
+  return [records.identity(x) for x in (entry.image_id, *entry.also)]
 
 
 # One shard.
@@ -313,11 +430,16 @@ class _Job:
   path: str
   key: str
   strict: bool
+  max_side: int | None
+  quality: int
+  # Identity -> the record set that has it: of these entries' ids, of bytes.
+  barred: tuple[dict[str, str], dict[str, str]]
 
 
 def _build_shard(job: _Job, step: Callable[[], None]) -> dict[str, Any]:
   """Writes one shard and its sidecar; returns the sidecar's content."""
-  temporary = f'{job.path}.tmp'
+  # Of its own: some runners of Beam try a shard twice at the same time.
+  temporary = f'{job.path}.{uuid.uuid4().hex}.tmp'
   try:
     writer = ArrayRecordWriter(temporary, records.WRITER_OPTIONS)
     try:
@@ -333,6 +455,8 @@ def _build_shard(job: _Job, step: Callable[[], None]) -> dict[str, Any]:
       'sha256': _sha256(temporary),
       'problems': [_report_line(p) for p in problems],
     }
+    # It may speak of another build's shard, which has this one's size.
+    pathlib.Path(_sidecar(job.path)).unlink(missing_ok=True)
     os.replace(temporary, job.path)
   except RuntimeError as e:  # what the writer raises, for a full disk too
     raise BuildError(f'{job.path}: cannot be written ({e}).') from e
@@ -348,10 +472,10 @@ def _write_records(
   counts: collections.Counter[str] = collections.Counter()
   problems: list[Problem] = []
   for entry in job.entries:
-    made, bad = _make(job.source, entry)
-    if bad and job.strict:
-      raise _error(bad[0])
+    made, bad = _make(job, entry)
     problems += bad
+    if job.strict and (wrong := [p for p in bad if p.reason != _EXCLUDED]):
+      raise _error(wrong[0])
     if made is not None:
       writer.write(example.to_bytes(made))
       weights = [region.span_weights for region in made.regions]
@@ -366,34 +490,70 @@ def _write_records(
 
 
 def _make(
-  source: Source, entry: Entry
+  job: _Job, entry: Entry
 ) -> tuple[example.Example | None, list[Problem]]:
   """The example of an image, None when nothing of it is good."""
-  item = source.read(entry)
+  item = job.source.read(entry)
   problems = list(item.problems)
   if not item.regions:
     return None, problems
   try:
-    data, size = _image(entry, item.image, item.size)
+    _check_barred(job, entry, _ids(entry))
+    data, rgb = _image(entry, item.image, item.size)
+    _check_barred(job, entry, [records.content(data)])
+    stored, size = _stored(data, rgb, job.max_side, job.quality)
+    if stored is not data:
+      _check_barred(job, entry, [records.content(stored)])
   except _BadImage as e:
     problems += [
       Problem(row, e.reason, e.expected, e.found) for row, _ in item.regions
     ]
     return None, problems
+  grid = item.size or (rgb.shape[0], rgb.shape[1])
   return example.Example(
-    image=data,
+    image=stored,
     image_id=entry.image_id,
     size=size,
-    regions=tuple(
-      _resized(region, item.size or size, size) for _, region in item.regions
-    ),
+    regions=tuple(_resized(region, grid, size) for _, region in item.regions),
   ), problems
+
+
+def _check_barred(job: _Job, entry: Entry, keys: list[str]) -> None:
+  """Refuses an image that is also in a record set to keep apart from."""
+  for key in keys:
+    for barred in job.barred:
+      if key in barred:
+        raise _BadImage(
+          _EXCLUDED,
+          f'an image that is not in {barred[key]}',
+          f'image {entry.image_id}, of the same {key}',
+        )
+
+
+def _stored(
+  data: bytes, rgb: np.ndarray, max_side: int | None, quality: int
+) -> tuple[bytes, tuple[int, int]]:
+  """What is kept of a file, and its upright (height, width)."""
+  height, width = rgb.shape[:2]
+  if max_side is None or (
+    data.startswith(_JPEG) and max(height, width) <= max_side
+  ):
+    return data, (height, width)
+  scale = min(1, max_side / max(height, width))
+  height, width = (max(1, round(side * scale)) for side in (height, width))
+  # Nothing is done to an image that has the size.
+  picture = Image.fromarray(rgb).resize(
+    (width, height), Image.Resampling.LANCZOS
+  )
+  out = io.BytesIO()
+  picture.save(out, 'JPEG', quality=quality)
+  return out.getvalue(), (height, width)
 
 
 def _resized(
   region: Region, claimed: tuple[int, int], size: tuple[int, int]
 ) -> Region:
-  """The region with its mask on the file's grid: a copy may be smaller."""
+  """The region with its mask on the stored grid: a copy may be smaller."""
   if region.mask is None or claimed == size:
     return region
   mask = masks.resize(region.mask, claimed, size)
@@ -408,36 +568,45 @@ class _BadImage(ValueError):
 
 def _image(
   entry: Entry, held: bytes | None, claimed: tuple[int, int] | None
-) -> tuple[bytes, tuple[int, int]]:
-  """The file's bytes and its upright (height, width)."""
+) -> tuple[bytes, np.ndarray]:
+  """The file's bytes and its upright pixels."""
   wanted = f'the image file of {entry.image_id!r}'
-  where = entry.image or f'the image of {entry.image_id!r}'
+  where = str(entry.image or f'the image of {entry.image_id!r}')
   try:
     if held is not None:
       data = held
-    elif entry.image is not None:
-      data = pathlib.Path(entry.image).read_bytes()
-    else:
+    elif entry.image is None:
       raise _BadImage('image_missing', wanted, entry.missing)
+    elif isinstance(entry.image, Member):
+      data = entry.image.read()
+    else:
+      data = pathlib.Path(entry.image).read_bytes()
+    # All of it: the header of a truncated file looks well.
+    rgb = image.decode(data, where)
   except OSError as e:
     raise _BadImage('image_missing', wanted, f'{where}: {e.strerror}') from e
-  try:
-    # All of it: the header of a truncated file looks well.
-    height, width, _ = image.decode(data, where).shape
   except image.ImageError as e:
     raise _BadImage('image_unreadable', wanted, str(e)) from e
-  if claimed is not None:
-    # A copy of another size will do; other proportions move every box.
-    expected = width * claimed[0] / claimed[1]
-    tolerance = 1 + 0.5 * max(width / claimed[1], height / claimed[0])
-    if abs(height - expected) > tolerance:
-      raise _BadImage(
-        'image_size',
-        f'an image of {claimed[0]} x {claimed[1]} (height x width) or of '
-        'its proportions',
-        f'{where} of {height} x {width}',
-      )
-  return data, (height, width)
+  height, width = rgb.shape[:2]
+  if claimed is not None and not _fits((height, width), claimed):
+    hint = ''
+    if _fits((width, height), claimed):
+      hint = ': height and width are mixed up, or the file is turned'
+    raise _BadImage(
+      'image_size',
+      f'an image of {claimed[0]} x {claimed[1]} (height x width) or of '
+      'its proportions',
+      f'{where} of {height} x {width}{hint}',
+    )
+  return data, rgb
+
+
+def _fits(size: tuple[int, int], claimed: tuple[int, int]) -> bool:
+  """A copy of another size will do; other proportions move every box."""
+  height, width = size
+  expected = width * claimed[0] / claimed[1]
+  tolerance = 1 + 0.5 * max(width / claimed[1], height / claimed[0])
+  return abs(height - expected) <= tolerance
 
 
 def _verify(path: str, count: int) -> None:
@@ -523,6 +692,70 @@ def _run(
     executor.shutdown(cancel_futures=True)
 
 
+def _run_beam(
+  jobs: list[_Job], runner: str, options: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Builds shards in a pipeline; what they need is left as files for it."""
+  try:
+    import apache_beam as beam  # pyright: ignore
+    from apache_beam.options import pipeline_options  # pyright: ignore
+  except ImportError as e:
+    raise BuildError(
+      f'build: runner {runner} needs Apache Beam, found: {e}; pip install '
+      "'pixel-llm[beam]'."
+    ) from e
+  for job in jobs:
+    files.write(_job_path(job), pickle.dumps(job))
+  try:
+    given = pipeline_options.PipelineOptions(list(options))
+    with beam.Pipeline(runner, given) as pipeline:
+      _ = (
+        pipeline
+        | beam.Create([_job_path(job) for job in jobs])
+        | beam.Reshuffle()
+        | beam.Map(_work_file)
+      )
+    return [_beam_result(job, runner) for job in jobs]
+  except (BuildError, RowError, OSError):
+    raise
+  except Exception as e:
+    raise BuildError(
+      f'build: runner {runner} failed; finished shards stay, so that running '
+      f'it again goes on from there. It says: {e}'
+    ) from e
+  finally:
+    for job in jobs:
+      pathlib.Path(_job_path(job)).unlink(missing_ok=True)
+
+
+def _job_path(job: _Job) -> str:
+  return f'{job.path}.job'
+
+
+def _work_file(path: str) -> None:
+  """Builds the shard of a job's file, which it replaces by the error if any."""
+  job = pickle.loads(pathlib.Path(path).read_bytes())
+  if isinstance(job, _Job):
+    try:
+      _build_shard(job, lambda: None)
+    except (BuildError, RowError, OSError) as e:
+      # Beam would try again, and tell with its own traceback.
+      files.write(path, pickle.dumps(e))
+
+
+def _beam_result(job: _Job, runner: str) -> dict[str, Any]:
+  shard = _load_sidecar(job.path, job.key)
+  if shard is not None:
+    return shard
+  error = pickle.loads(pathlib.Path(_job_path(job)).read_bytes())
+  if isinstance(error, Exception):
+    raise error
+  raise BuildError(
+    f'{job.path}: expected that {runner} writes it, found nothing; do its '
+    'workers see the same folder under that name?'
+  )
+
+
 # The output.
 
 
@@ -541,15 +774,16 @@ def _load_sidecar(path: str, key: str) -> dict[str, Any] | None:
   return None
 
 
-def _drop_stale(
-  directory: pathlib.Path, split: str, keep: set[str], key: str
-) -> None:
-  """Removes shards that an interrupted build of other input left."""
-  for sidecar in directory.glob(f'{split}-*-of-*.array_record.json'):
-    path = str(sidecar).removesuffix('.json')
-    if path not in keep or _load_sidecar(path, key) is None:
-      pathlib.Path(path).unlink(missing_ok=True)
-      sidecar.unlink()
+def _clean(directory: pathlib.Path, split: str, shards: set[str]) -> None:
+  """Removes what killed builds left beside the shards of a finished one."""
+  for pattern in (
+    f'{split}-[0-9][0-9][0-9][0-9][0-9]-of-*.array_record*',
+    f'.{split}-[0-9]*.part',
+    f'.{split}.*.part',
+  ):
+    for path in directory.glob(pattern):
+      if path.name not in shards:
+        path.unlink()
 
 
 def _finished(
@@ -576,6 +810,7 @@ def _finished(
   except (FileNotFoundError, ValueError):
     path.unlink()  # shards were lost: the same bytes come again
     return None
+  _clean(directory, split, {shard['name'] for shard in manifest['shards']})
   return Result(manifest, str(path), str(_report_path(directory, split)), 0)
 
 
@@ -585,6 +820,7 @@ def _finish(
   name: str,
   source: Source,
   inputs: dict[str, Any],
+  options: dict[str, Any],
   key: str,
   problems: list[Problem],
   shards: list[dict[str, Any]],
@@ -595,8 +831,9 @@ def _finish(
   """Writes report and manifest, then drops the sidecars."""
   lines = [_report_line(p) for p in problems]
   lines += [line for shard in shards for line in shard['problems']]
-  if strict and lines:
-    raise _error(_problem(lines[0]))
+  wrong = [line for line in lines if line['reason'] != _EXCLUDED]
+  if strict and wrong:
+    raise _error(_problem(wrong[0]))
   total = {k: sum(shard[k] for shard in shards) for k in _COUNTS}
   report = _report_path(directory, split)
   _write(str(report), ''.join(json.dumps(line) + '\n' for line in lines))
@@ -616,6 +853,7 @@ def _finish(
     'split': split,
     'arguments': key,
     'inputs': inputs,
+    **options,
     **total,
     'skipped': dict(
       sorted(collections.Counter(line['reason'] for line in lines).items())
@@ -627,8 +865,7 @@ def _finish(
   }
   path = records.manifest_path(str(directory), split)
   _write(str(path), json.dumps(manifest, indent=2) + '\n')
-  for shard in shards:
-    pathlib.Path(_sidecar(shard['path'])).unlink(missing_ok=True)
+  _clean(directory, split, {shard['name'] for shard in table})
   return Result(manifest, str(path), str(report), built)
 
 

@@ -281,6 +281,74 @@ def test_interrupted_build_of_other_input_is_redone(narratives, tmp_path):
   assert contents(out) == contents(tmp_path / 'whole')
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from pixel_llm.data import build
+
+one, other, images, root = sys.argv[1:]
+
+def make(annotations, out, shards=2, progress=None):
+  build.build('localized_narratives', annotations, images, out, 'val',
+              shards=shards, progress=progress)
+  return {p.name: p.read_bytes() for p in pathlib.Path(out).iterdir()}
+
+def stop(done, total):
+  if done == total:
+    raise InterruptedError
+
+def kill_at(moment, out):
+  count = 0
+  def look(event, args):
+    nonlocal count
+    if event in ('open', 'os.rename', 'os.remove') and out in str(args[0]):
+      count += 1
+      if count == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+  sys.addaudithook(look)
+
+whole = {k: make(one, f'{root}/whole{k}', k) for k in (2, 3)}
+wanted = make(other, f'{root}/other')
+name = 'val-00000-of-00002.array_record'
+assert len(wanted[name]) == len(whole[2][name]) and wanted != whole[2]
+moment = killed = 0
+while killed == moment:
+  moment += 1
+  out, shards = f'{root}/killed{moment:03}', 2 + moment % 2
+  try:
+    make(one, out, shards, stop)
+  except InterruptedError:
+    pass
+  pid = os.fork()
+  if not pid:
+    kill_at(moment, out)
+    make(other, out)
+    os._exit(0)
+  killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+  if os.path.exists(f'{out}/val.manifest.json'):
+    assert make(other, out) == wanted, moment
+  else:
+    assert make(one, out, shards) == whole[shards], moment
+print(killed)
+"""
+
+
+def test_killed_at_every_moment(narratives, tmp_path):
+  """At each file that is opened, renamed or removed, over what another left."""
+  paths = []
+  for end in '.!':  # records of the same size
+    rows = [
+      formats.narrative(str(i), caption=f'In this image, a red ring{end}')
+      for i in range(3)
+    ]
+    paths.append(formats.write_lines(tmp_path / f'{end}.jsonl', rows))
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED, *paths, narratives['images'], str(tmp_path)],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert int(done.stdout) > 15
+
+
 @pytest.mark.parametrize('change', ['annotations', 'image', 'shards'])
 def test_other_input_in_the_same_directory(narratives, tmp_path, change):
   out = tmp_path / 'out'

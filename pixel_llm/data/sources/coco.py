@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pixel_llm.data.sources import source
@@ -60,7 +60,7 @@ class CocoFile:
 
   Args:
     annotations: the JSON files.
-    images: directory of the image files.
+    images: directory or archives of the image files.
     split: unused; the files are the split.
     extras: none.
   """
@@ -71,7 +71,7 @@ class CocoFile:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):

@@ -8,7 +8,7 @@ The fields are described in the top-level `data/jsonl.md`.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ class Jsonl:
 
   Args:
     annotations: `.jsonl` or `.jsonl.gz` files.
-    images: directory of the image files, to which `image` is relative.
+    images: directory or archives of the image files, to which `image` is
+      relative.
     split: only the lines of this split, and those without one.
     extras: none.
   """
@@ -48,7 +49,7 @@ class Jsonl:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixel_llm.data.sources import source
@@ -33,7 +33,7 @@ class Llava:
 
   Args:
     annotations: the JSON files.
-    images: directory of the image files.
+    images: directory or archives of the image files.
     split: unused; the files are the split.
     extras: none.
 
@@ -46,7 +46,7 @@ class Llava:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):

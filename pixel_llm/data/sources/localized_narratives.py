@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class LocalizedNarratives:
 
   Args:
     annotations: `.jsonl` or `.jsonl.gz` files.
-    images: directory of the image files.
+    images: directory or archives of the image files.
     split: unused; the files are the split.
     extras: none.
 
@@ -41,7 +41,7 @@ class LocalizedNarratives:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):

@@ -8,7 +8,7 @@ import collections
 import io
 import pathlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class RefCoco:
 
   Args:
     annotations: the one `refs(...).p`.
-    images: directory of the COCO images, 2014 or 2017 names.
+    images: directory or archives of the COCO images, 2014 or 2017 names.
     split: only references of this split: train, val, test, testA or testB.
     extras: `instances`, the path of `instances.json`.
 
@@ -48,7 +48,7 @@ class RefCoco:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):
@@ -229,7 +229,8 @@ class RefCocoUninext:
 
   Args:
     annotations: `instances.json` files.
-    images: directory of the image files, of COCO, Visual Genome or Flickr30k.
+    images: directory or archives of the image files, of COCO, Visual Genome or
+      Flickr30k.
     split: the list to take: train, val, test, testA or testB.
     extras: none.
 
@@ -243,7 +244,7 @@ class RefCocoUninext:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixel_llm.data.sources import source
@@ -24,7 +24,8 @@ class VisualGenome:
 
   Args:
     annotations: `region_descriptions.json` files.
-    images: directory with the image files, in `VG_100K` and `VG_100K_2` or not.
+    images: directory or archives of the image files, in `VG_100K` and
+      `VG_100K_2` or not.
     split: with `splits`, only the images of this list; else the files are the
       split.
     extras: `image_data`, the path of `image_data.json`, and `splits`, that of
@@ -40,7 +41,7 @@ class VisualGenome:
   def __init__(
     self,
     annotations: list[str],
-    images: str,
+    images: str | Sequence[str],
     split: str,
     extras: Mapping[str, str],
   ):
@@ -85,9 +86,9 @@ class VisualGenome:
             )
     entries = []
     for image_id, pieces in groups.items():
-      size, names = meta.get(image_id, (None, []))
+      size, names, also = meta.get(image_id, (None, [], ()))
       image, missing = images.find(*names, *source.image_names(image_id))
-      entries.append(Entry(image_id, image, missing, (size, *pieces)))
+      entries.append(Entry(image_id, image, missing, (size, *pieces), also))
     return entries, problems
 
   def read(self, entry: Entry) -> Item:
@@ -140,8 +141,10 @@ def _region(
 
 def _image_data(
   path: str,
-) -> tuple[dict[str, tuple[tuple[int, int], list[str]]], list[Problem]]:
-  """Image id -> (height, width) and the file names that its URL suggests."""
+) -> tuple[
+  dict[str, tuple[tuple[int, int], list[str], tuple[str, ...]]], list[Problem]
+]:
+  """Image id -> (height, width), file names by its URL, and its id in COCO."""
   values = source.read_json(path)
   if not isinstance(values, list):
     raise SourceError(
@@ -156,7 +159,9 @@ def _image_data(
       )
       parts = str(value.get('url') or '').split('/')
       names = ['/'.join(parts[-2:]), parts[-1]] if parts[-1] else []
-      meta[key] = (source.image_size(row, value), names)
+      number = value.get('coco_id')
+      also = () if number is None else (str(number),)
+      meta[key] = (source.image_size(row, value), names, also)
     except RowError as e:
       problems.append(e.problem)
   return meta, problems
