@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import json
 import pathlib
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +21,10 @@ from pixel_llm import example
 # One record a group: an image is read without its neighbours.
 WRITER_OPTIONS = 'group_size:1'
 _READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
+_COCO = re.compile(
+  r'(?:.*/)?(?:COCO_[a-z]+\d+_)?(\d{12})(?:\.\w+)?|(?:vg/|flickr/)?(\d+)',
+  re.ASCII,
+)
 
 
 def manifest_path(directory: str, split: str) -> pathlib.Path:
@@ -70,6 +76,48 @@ def read_manifest(directory: str, split: str) -> dict[str, Any]:
       'build the records again.'
     )
   return manifest
+
+
+def identity(image_id: str) -> str:
+  """What two ids share when they may be of the same image: `id 137576`.
+
+  COCO's numbers are equal however they are written: `137576`,
+  `COCO_val2014_000000137576`, `coco/train2017/000000137576.jpg`. Numbers of
+  other data sets (Visual Genome's, Flickr30k's; also UNINEXT's `vg/2`) count as
+  if they were COCO's, since one that is taken for another costs an image, and
+  one that is missed leaks. Any other id is equal to itself alone.
+  """
+  match = _COCO.fullmatch(image_id)
+  if match is None:
+    return f'id {image_id}'
+  return f'id {(match[1] or match[2]).lstrip("0")}'
+
+
+def content(data: bytes) -> str:
+  """What files of the same bytes share: `sha256 ` and the digest."""
+  return f'sha256 {hashlib.sha256(data).hexdigest()}'
+
+
+def identities(directory: str, split: str) -> dict[str, str]:
+  """By what the images of a split are known again, each with its image id.
+
+  Two splits share an image when they share a key: its id as of `identity`, or
+  the bytes as of `content`. So what leaks from one into another is
+
+    identities(a, 'train').keys() & identities(b, 'val').keys()
+
+  Reads every record once.
+
+  Raises:
+    FileNotFoundError, ValueError: as of `RecordSet`.
+  """
+  record_set = RecordSet(directory, split)
+  found: dict[str, str] = {}
+  for i in range(len(record_set)):
+    made = example.from_bytes(record_set[i])
+    found.setdefault(identity(made.image_id), made.image_id)
+    found.setdefault(content(made.image), made.image_id)
+  return found
 
 
 class RecordSet(Sequence[bytes]):
