@@ -121,6 +121,26 @@ def build(args: argparse.Namespace) -> None:
   print(manifest)
 
 
+def check_data(args: argparse.Namespace) -> int:
+  """Says what records or JSON lines hold, and all that is wrong with them."""
+  from pixel_llm.data import check
+
+  with _bar('check', 'images') as progress:
+    result = check.check(
+      args.path,
+      split=args.split,
+      images=args.images,
+      vocabulary=args.vocabulary,
+      against=args.against,
+      decode=not args.no_decode,
+      most=args.most,
+      out=args.json,
+      progress=progress,
+    )
+  print(result)
+  return _FAILED if result.reasons else 0
+
+
 def vocabulary(args: argparse.Namespace) -> None:
   """Trains a small SentencePiece vocabulary on the texts of record sets."""
   from pixel_llm import example
@@ -592,6 +612,38 @@ def _parser() -> argparse.ArgumentParser:
     '--shards',
     type=_count,
     help='files; default one per thousand images, at least four',
+  )
+
+  sub = verb('check-data', check_data)
+  sub.add_argument(
+    'path',
+    nargs='+',
+    help='a folder that `build` wrote, or JSON lines (data/jsonl.md)',
+  )
+  sub.add_argument('--split', help='only this one; default all')
+  sub.add_argument(
+    '--images', help='directory of the images of JSON lines, checked too'
+  )
+  sub.add_argument(
+    '--vocabulary', help='SentencePiece model; counts tokens with it'
+  )
+  sub.add_argument(
+    '--against',
+    action='append',
+    default=[],
+    metavar='RECORDS[:SPLIT]',
+    help='records that must have no image of these; may be given again',
+  )
+  sub.add_argument(
+    '--no-decode',
+    action='store_true',
+    help="read only the headers of the records' images",
+  )
+  sub.add_argument(
+    '--most', type=_count, default=20, help='problems that are shown'
+  )
+  sub.add_argument(
+    '--json', metavar='FILE', help='for all problems and the statistics'
   )
 
   sub = verb('vocabulary', vocabulary)

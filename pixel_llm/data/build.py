@@ -39,6 +39,7 @@ from pixel_llm.data.sources.refcoco import (
 )
 from pixel_llm.data.sources.source import (
   Entry,
+  Item,
   Problem,
   Row,
   RowError,
@@ -348,7 +349,7 @@ def _write_records(
   counts: collections.Counter[str] = collections.Counter()
   problems: list[Problem] = []
   for entry in job.entries:
-    made, bad = _make(job.source, entry)
+    made, bad = make(entry, job.source.read(entry))
     if bad and job.strict:
       raise _error(bad[0])
     problems += bad
@@ -365,11 +366,17 @@ def _write_records(
   return counts, problems
 
 
-def _make(
-  source: Source, entry: Entry
+def make(
+  entry: Entry, item: Item
 ) -> tuple[example.Example | None, list[Problem]]:
-  """The example of an image, None when nothing of it is good."""
-  item = source.read(entry)
+  """The example of an image, None when nothing of it is good.
+
+  Args:
+    entry: the image.
+    item: what its source reads of it.
+
+  Returns: the example, and the rows that it lost.
+  """
   problems = list(item.problems)
   if not item.regions:
     return None, problems
