@@ -149,7 +149,7 @@ def check(
   sets: list[_Records | _Lines] = [
     _Records(folder, name, decode)
     for folder in folders
-    for name in _splits(folder, split)
+    for name in ([split] if split else records.splits(folder))
   ]
   if files:
     sets.append(_Lines(files, images, split))
@@ -473,7 +473,7 @@ def _known(against: Sequence[str]) -> dict[str, str]:
     folder, split = path, None
     if not os.path.isdir(path) and ':' in path:
       folder, _, split = path.rpartition(':')
-    for name in _splits(folder, split):
+    for name in [split] if split else records.splits(folder):
       for key, image_id in records.identities(folder, name).items():
         known[key] = f'{image_id} of {folder}, split {name}'
   return known
@@ -491,23 +491,6 @@ def _check_leak(
       said = f'{found.image_id}, which is {known[key]} ({key})'
       report(Problem(*where, 'leak', 'no image of --against', said))
       return
-
-
-def _splits(folder: str, split: str | None) -> list[str]:
-  """The split, or all that there are.
-
-  Raises:
-    FileNotFoundError: there is none.
-  """
-  if split is not None:
-    return [split]
-  found = records.splits(folder)
-  if not found:
-    raise FileNotFoundError(
-      f'{folder}: expected a folder that `pixel-llm build` wrote, found no '
-      'SPLIT.manifest.json in it.'
-    )
-  return found
 
 
 # Counting.
