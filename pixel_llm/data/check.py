@@ -145,7 +145,7 @@ def check(
   folders = [p for p in paths if os.path.isdir(p)]
   files = [p for p in paths if not os.path.isdir(p)]
   if images is not None and not files:
-    raise ValueError(f'--images {images}: expected JSON lines to go with it.')
+    raise ValueError('--images: expected JSON lines to go with it.')
   sets: list[_Records | _Lines] = [
     _Records(folder, name, decode)
     for folder in folders
@@ -175,11 +175,10 @@ def check(
         done += 1
         if progress is not None:
           progress(done, total)
-      reasons = result.reasons - before
-      if not reasons and not statistics.images:
+      if result.reasons == before and not statistics.images:
         where = each.name, None, None, None, ''
         report(Problem(*where, 'empty', 'at least one image', 'none'))
-        reasons = result.reasons - before
+      reasons = result.reasons - before
       result.sets[each.name] = statistics.summary(reasons)
     write(result.sets)
   return result
@@ -457,6 +456,8 @@ def _region_problems(
 
 def _outside(field: str, values: np.ndarray) -> Iterator[_What]:
   """Rows that are not within [0, 1]; NaN is not."""
+  if not values.size or (values.min() >= 0 and values.max() <= 1):
+    return
   inside = ((values >= 0) & (values <= 1)).all(axis=-1)
   for i in np.flatnonzero(~inside):
     at = field if field == 'box' else f'{field}[{i}]'

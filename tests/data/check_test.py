@@ -370,7 +370,7 @@ def test_lines_say_what_a_build_says(birds, tmp_path):
     (['RECORDS', '--split', 'tst'], 'splits here: train, val'),
     (['RECORDS', '--against', 'RECORDS:tst'], 'splits here: train, val'),
     (['RECORDS', '--against', 'nowhere'], 'nowhere: expected what'),
-    (['RECORDS', '--images', '.'], '--images .: expected JSON lines'),
+    (['RECORDS', '--images', '.'], '--images: expected JSON lines'),
     (['RECORDS', '--vocabulary', 'no.model'], 'no.model: no such file'),
     (['BIRDS', '--split', 'tst'], 'found only train (2), val (1)'),
   ],
