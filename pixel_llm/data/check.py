@@ -35,6 +35,15 @@ from pixel_llm.geometry import box_area
 LENGTHS = (128, 40)
 _WORD = re.compile(r'\S+')
 _SHARD = {'name': str, 'records': int, 'bytes': int, 'sha256': str}
+_TYPES = {
+  'id': str,
+  'text': str,
+  'prompt': str | None,
+  'mask': bytes | None,
+  **dict.fromkeys(
+    ('spans', 'span_boxes', 'span_centers', 'span_weights'), np.ndarray
+  ),
+}
 _MOST_TEXTS = 1 << 20  # of an image
 _PERCENTILES = {0: 'min', 5: 'p5', 50: 'median', 95: 'p95', 100: 'max'}
 _COUNTS = ('records', 'regions', 'utterances', 'utterances_with_place')
@@ -380,7 +389,8 @@ def _record(
     return made
   except (RuntimeError, IndexError, ValueError) as e:
     where = path, None, number, None, ''
-    report(Problem(*where, 'not_a_record', 'a canonical example', str(e)))
+    said = str(e).rstrip('.')
+    report(Problem(*where, 'not_a_record', 'a canonical example', said))
     return None
 
 
@@ -388,14 +398,13 @@ def _check_types(made: example.Example) -> None:
   """Raises ValueError at the first value that is of another type."""
   wanted = [('image', bytes, made.image), ('image_id', str, made.image_id)]
   for i, region in enumerate(made.regions):
-    for field in dataclasses.fields(region):
-      if field.name not in ('prompt', 'box', 'points', 'mask'):
-        kind = str if field.name in ('id', 'text') else np.ndarray
-        value = getattr(region, field.name)
-        wanted.append((f'regions[{i}].{field.name}', kind, value))
+    wanted += [
+      (f'regions[{i}].{name}', kind, getattr(region, name))
+      for name, kind in _TYPES.items()
+    ]
   for name, kind, value in wanted:
     if not isinstance(value, kind):
-      raise ValueError(f'{name}: {kind.__name__} expected, got {value!r}')
+      raise ValueError(f'{name}: {source.show(value)}')
 
 
 # What is wrong with an example: (field, reason, expected, found) each.

@@ -309,8 +309,11 @@ def test_no_record(built, row):
   assert problems(built) == [(1, None, '', 'not_a_record')]
 
 
-def test_values_of_another_type(built):
-  change(built, lambda made: [made[0], with_region(made[1], spans=None)])
+@pytest.mark.parametrize(
+  'values', [dict(spans=None), dict(mask='ab'), dict(prompt=3), dict(id=None)]
+)
+def test_values_of_another_type(built, values):
+  change(built, lambda made: [made[0], with_region(made[1], **values)])
   assert problems(built) == [(1, None, '', 'not_a_record')]
 
 
