@@ -217,7 +217,7 @@ def get_config():
     np.testing.assert_array_equal(images[f'image-{n}'], batch.image[int(row)])
 
 
-def test_what_no_task_of_ours_has_yet(root):
+def test_all_that_a_batch_can_hold(root):
   sizes = batch_lib.BatchSizes(
     batch=1,
     image=32,
