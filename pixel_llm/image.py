@@ -197,7 +197,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
   Returns:
     None where Pillow has to look itself: no JPEG of grey or colour, EXIF, a
-    suspicious size, damage, or no `simplejpeg`, which saves a third of the time.
+    suspicious size, damage, or no `simplejpeg`, which saves a third of it.
   """
   if simplejpeg is None or data[:2] != b'\xff\xd8' or b'Exif\0\0' in data:
     return None

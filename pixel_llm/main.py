@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
   known, rest = parser.parse_known_args(arguments)
   if after and known.runner is None:
     parser.error(f'without --runner, unrecognized: {" ".join(after)}')
-  if rest and known.run not in (train, params):
+  if rest and known.run not in (train, params, show_data):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   known.rest, known.runner_options = rest, after
   try:
@@ -131,6 +131,75 @@ def build(args: argparse.Namespace) -> None:
       progress=progress,
     )
   print(manifest)
+
+
+def check_data(args: argparse.Namespace) -> int:
+  """Says what records or JSON lines hold, and all that is wrong with them."""
+  from pixel_llm.data import check
+
+  with _bar('check', 'images') as progress:
+    result = check.check(
+      args.path,
+      split=args.split,
+      images=args.images,
+      vocabulary=args.vocabulary,
+      against=args.against,
+      decode=not args.no_decode,
+      most=args.most,
+      out=args.json,
+      progress=progress,
+    )
+  print(result)
+  return _FAILED if result.reasons else 0
+
+
+def show_data(args: argparse.Namespace) -> None:
+  """Draws what the network gets in training, beside the records it is from."""
+  # Of JAX only its types are used.
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  if (args.config is None) == (not args.records):
+    raise ValueError('expected either --config or --records.')
+  if args.records and args.rest:
+    raise ValueError(f'{" ".join(args.rest)}: expected a --config to change.')
+  if (args.vocabulary is None) == bool(args.records):
+    raise ValueError('expected --vocabulary with --records, and only there.')
+  from pixel_llm.train import experiment
+
+  # Room for the paper's narratives and expressions, and for all the rest.
+  shape = experiment.EvalTaskConfig(
+    regions=4, context=40, length=128, objects=64, mask=96, prompt_points=1
+  )
+  if args.config is None:
+    config = experiment.ExperimentConfig(
+      data=experiment.DataConfig(
+        records=dict(args.records), vocabulary=args.vocabulary, extra_ids=0
+      )
+    )
+  else:
+    config = _read_config(args.config, args.rest)
+    shape = config.eval.tasks.get(args.task, shape)
+  from pixel_llm import sheet
+  from pixel_llm.data import loader
+  from pixel_llm.train import loop
+
+  loop.prepare_data(config)
+  streams = {
+    name: loader.Stream(s.mixture, config.data.sizes(s), s.rate)
+    for name, s in config.data.streams.items()
+  }
+  with _bar('show', 'images') as progress:
+    said = sheet.write_sheet(
+      args.out,
+      args.task,
+      streams,
+      config.data.sizes(shape),
+      seed=config.seed if args.seed is None else args.seed,
+      split=args.split,
+      step=args.step,
+      count=args.count,
+      progress=progress,
+    )
+  print(said)
 
 
 def vocabulary(args: argparse.Namespace) -> None:
@@ -520,10 +589,25 @@ def _count(text: str) -> int:
   return int(text)
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _natural(text: str) -> int:
+  if not text.isdigit():
+    raise argparse.ArgumentTypeError(
+      f'expected a whole number from 0 on, got {text!r}'
+    )
+  return int(text)
+
+
+def _record_set(text: str) -> tuple[str, str]:
+  key, _, directory = text.partition('=')
+  if not key or not directory:
+    raise argparse.ArgumentTypeError(f'expected KEY=DIR, got {text!r}')
+  return key, directory
+
+
+def _add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
   parser.add_argument(
     '--config',
-    required=True,
+    required=required,
     help='an ml_collections file; change leaves with --config.loop.steps=100',
   )
 
@@ -635,6 +719,65 @@ def _parser() -> argparse.ArgumentParser:
     '--shards',
     type=_count,
     help='files; default one per thousand images, at least four',
+  )
+
+  sub = verb('check-data', check_data)
+  sub.add_argument(
+    'path',
+    nargs='+',
+    help='a folder that `build` wrote, or JSON lines (data/jsonl.md)',
+  )
+  sub.add_argument('--split', help='only this one; default all')
+  sub.add_argument(
+    '--images',
+    nargs='+',
+    action='extend',
+    help='directories, .zip and .tar files of the images of JSON lines, '
+    'checked too',
+  )
+  sub.add_argument(
+    '--vocabulary', help='SentencePiece model; counts tokens with it'
+  )
+  sub.add_argument(
+    '--against',
+    action='append',
+    default=[],
+    metavar='RECORDS[:SPLIT]',
+    help='records that must have no image of these; may be given again',
+  )
+  sub.add_argument(
+    '--no-decode',
+    action='store_true',
+    help="read only the headers of the records' images",
+  )
+  sub.add_argument(
+    '--most', type=_count, default=20, help='problems that are shown'
+  )
+  sub.add_argument(
+    '--json', metavar='FILE', help='for all problems and the statistics'
+  )
+
+  sub = verb('show-data', show_data)
+  sub.add_argument('task', help='SeqIO task or mixture')
+  _add_config(sub, required=False)
+  sub.add_argument(
+    '--records',
+    nargs='+',
+    type=_record_set,
+    default=[],
+    metavar='KEY=DIR',
+    help="instead of a config: record sets by their keys in a config's "
+    'data.records',
+  )
+  sub.add_argument('--vocabulary', help='with --records: SentencePiece model')
+  sub.add_argument('--out', required=True, help='the .html to write')
+  sub.add_argument('--split', default='train')
+  sub.add_argument(
+    '--step', type=_natural, default=0, help='of training, from 0 on'
+  )
+  sub.add_argument('--count', type=_count, default=8, help='images')
+  sub.add_argument(
+    '--seed', type=int, help="of order and choices; default the config's"
   )
 
   sub = verb('vocabulary', vocabulary)

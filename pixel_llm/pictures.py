@@ -700,7 +700,8 @@ def _data_uri(rgb: np.ndarray, max_side: int) -> str:
   return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
 
 
-def _style(bright: Color, dark: Color) -> str:
+def style_of(bright: Color, dark: Color) -> str:
+  """The attribute that gives a mark or a word its colors."""
   return f'style="--bright:{_hex(bright)};--dark:{_hex(dark)}"'
 
 
@@ -716,9 +717,20 @@ def _rect(box: Box, kind: str = '') -> str:
   )
 
 
-def _mark(
+def mark_of(
   key: str, style: str, kind: str, box: Box, where: str, shape: str = ''
 ) -> str:
+  """A box over the image, as SVG.
+
+  Args:
+    key: of the words that belong to it, their `data-key`.
+    style: as of `style_of`, or ''.
+    kind: 'dashed'; 'placed' for a box that shows while its word is pointed at;
+      or ''.
+    box: xyxy, in the pixels of the picture.
+    where: what is said of it while it is pointed at.
+    shape: SVG that goes with it.
+  """
   return (
     f'<g class="mark {kind}" data-key="{key}" '
     f'data-box="{" ".join(map(_number, box))}" data-where="{_text(where)}" '
@@ -736,7 +748,7 @@ def _narrative(
   marks, lines, spans = [], [], []
   last = None
   for i, ((separator, word), pair) in enumerate(zip(pieces, colors)):
-    style = _style(*pair)
+    style = style_of(*pair)
     center, box = _center(word), word.box_orig
     shown = _text(word.text)
     if center is None or box is None:
@@ -744,7 +756,7 @@ def _narrative(
       continue
     x, y = map(_number, center)
     marks.append(
-      _mark(
+      mark_of(
         str(i),
         style,
         'placed',
@@ -775,7 +787,7 @@ def _boxes(
   marks, entries = [], []
   pairs = _prediction_colors(predictions)
   rows = [
-    (_box(p), _caption(p), _style(*pair), '')
+    (_box(p), _caption(p), style_of(*pair), '')
     for p, pair in zip(predictions, pairs)
   ]
   rows += [(_box(p), _news(p, predictions), '', 'ground truth') for p in truth]
@@ -786,7 +798,7 @@ def _boxes(
       pixels = ' '.join(f'{v:.0f}' for v in box)
       where = f'{caption or role}: {pixels} px'
       kind = 'dashed' if role else ''
-      mark = _mark(str(i), style, kind, box, where)
+      mark = mark_of(str(i), style, kind, box, where)
       key = f' tabindex="0" data-key="{i}"'
     marks.append(mark)
     entries.append(

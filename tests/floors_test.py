@@ -41,12 +41,14 @@ ALLOWED['savedmodel'] = FLOOR_0 | {'exported'}
 ALLOWED['stablehlo'] = ALLOWED['tasks'] | {'predictor', 'exported'}
 ALLOWED['pictures'] = FLOOR_0
 ALLOWED['report'] = FLOOR_0 | {'pictures'}
+ALLOWED['sheet'] = ALLOWED['data'] | {'pictures'}
 ALLOWED['train'] = ALLOWED['data'] | {'train', 'pictures', 'report'}
 ALLOWED['main'] = ALLOWED['train'] | {
   'predictor',
   'weights',
   'stablehlo',
   'savedmodel',
+  'sheet',
 }
 ALLOWED['__main__'] = {'main'}
 ALLOWED['__init__'] = {'batch', 'predictor', 'prediction'}

@@ -44,6 +44,7 @@ from pixel_llm.data.sources.refcoco import (
 )
 from pixel_llm.data.sources.source import (
   Entry,
+  Item,
   Member,
   Problem,
   Row,
@@ -81,6 +82,8 @@ _EXCLUDED = 'excluded'
 _COUNTS = ('records', 'regions', 'utterances', 'utterances_with_place')
 
 Progress = Callable[[int, int], None]
+# Identity -> the record set that has it: of some entries' ids, of bytes.
+_Barred = tuple[dict[str, str], dict[str, str]]
 
 
 class BuildError(ValueError):
@@ -432,8 +435,7 @@ class _Job:
   strict: bool
   max_side: int | None
   quality: int
-  # Identity -> the record set that has it: of these entries' ids, of bytes.
-  barred: tuple[dict[str, str], dict[str, str]]
+  barred: _Barred
 
 
 def _build_shard(job: _Job, step: Callable[[], None]) -> dict[str, Any]:
@@ -472,7 +474,8 @@ def _write_records(
   counts: collections.Counter[str] = collections.Counter()
   problems: list[Problem] = []
   for entry in job.entries:
-    made, bad = _make(job, entry)
+    item = job.source.read(entry)
+    made, bad = make(entry, item, job.max_side, job.quality, job.barred)
     problems += bad
     if job.strict and (wrong := [p for p in bad if p.reason != _EXCLUDED]):
       raise _error(wrong[0])
@@ -489,21 +492,34 @@ def _write_records(
   return counts, problems
 
 
-def _make(
-  job: _Job, entry: Entry
+def make(
+  entry: Entry,
+  item: Item,
+  max_side: int | None = None,
+  quality: int = _QUALITY,
+  barred: _Barred = ({}, {}),
 ) -> tuple[example.Example | None, list[Problem]]:
-  """The example of an image, None when nothing of it is good."""
-  item = job.source.read(entry)
+  """The example of an image, None when nothing of it is good.
+
+  Args:
+    entry: the image.
+    item: what its source reads of it.
+    max_side: as of `build`.
+    quality: as of `build`.
+    barred: identities that it may not have.
+
+  Returns: the example, and the rows that are lost.
+  """
   problems = list(item.problems)
   if not item.regions:
     return None, problems
   try:
-    _check_barred(job, entry, _ids(entry))
+    _check_barred(barred, entry, _ids(entry))
     data, rgb = _image(entry, item.image, item.size)
-    _check_barred(job, entry, [records.content(data)])
-    stored, size = _stored(data, rgb, job.max_side, job.quality)
+    _check_barred(barred, entry, [records.content(data)])
+    stored, size = _stored(data, rgb, max_side, quality)
     if stored is not data:
-      _check_barred(job, entry, [records.content(stored)])
+      _check_barred(barred, entry, [records.content(stored)])
   except _BadImage as e:
     problems += [
       Problem(row, e.reason, e.expected, e.found) for row, _ in item.regions
@@ -518,14 +534,14 @@ def _make(
   ), problems
 
 
-def _check_barred(job: _Job, entry: Entry, keys: list[str]) -> None:
+def _check_barred(barred: _Barred, entry: Entry, keys: list[str]) -> None:
   """Refuses an image that is also in a record set to keep apart from."""
   for key in keys:
-    for barred in job.barred:
-      if key in barred:
+    for sets in barred:
+      if key in sets:
         raise _BadImage(
           _EXCLUDED,
-          f'an image that is not in {barred[key]}',
+          f'an image that is not in {sets[key]}',
           f'image {entry.image_id}, of the same {key}',
         )
 

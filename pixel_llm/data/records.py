@@ -20,7 +20,7 @@ from pixel_llm import example
 
 # One record a group: an image is read without its neighbours.
 WRITER_OPTIONS = 'group_size:1'
-_READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
+READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _COCO = re.compile(
   r'(?:.*/)?(?:COCO_[a-z]+\d+_)?(\d{12})(?:\.\w+)?|(?:vg/|flickr/)?(\d+)',
   re.ASCII,
@@ -199,7 +199,7 @@ class RecordSet(Sequence[bytes]):
     with self._lock:
       if shard not in self._readers:
         self._readers[shard] = ArrayRecordReader(
-          self._paths[shard], _READER_OPTIONS
+          self._paths[shard], READER_OPTIONS
         )
       return self._readers[shard]
 

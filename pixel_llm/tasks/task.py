@@ -347,9 +347,7 @@ def training_features(
     ImageError: the image is damaged; `out` is as it was.
   """
   rgb = image_lib.decode(example.image, example.image_id)
-  # Two generators: which regions are taken does not hang on what else is drawn.
-  order = np.random.default_rng(seed)
-  draws = Draws(np.random.default_rng([seed, 1]), augmentation)
+  draws = Draws(np.random.default_rng(seed), augmentation)
   fit = augmentation.draw(draws.rng, (rgb.shape[0], rgb.shape[1]), sizes.image)
   seen = [
     moved

@@ -38,8 +38,8 @@ class Jsonl:
   Args:
     annotations: `.jsonl` or `.jsonl.gz` files.
     images: directory or archives of the image files, to which `image` is
-      relative.
-    split: only the lines of this split, and those without one.
+      relative; '' looks for none of them.
+    split: only the lines of this split, and those without one; '' takes all.
     extras: none.
   """
 
@@ -59,7 +59,7 @@ class Jsonl:
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance."""
-    images = source.Images(self._images)
+    images = source.Images(self._images) if self._images else None
     problems: list[Problem] = []
     groups: dict[str, tuple[str, tuple[int, int], list[Any]]] = {}
     splits: collections.Counter[str] = collections.Counter()
@@ -73,7 +73,7 @@ class Jsonl:
           if value.get('split') is not None:
             split = source.text(row.at('split'), value['split'])
             splits[split] += 1
-            if split != self._split:
+            if self._split and split != self._split:
               continue
           name = source.text(row.at('image'), source.field(row, value, 'image'))
           image_id = source.identifier(
@@ -92,7 +92,7 @@ class Jsonl:
           first[2].append((line, _repeated(value, seen)))
         except RowError as e:
           problems.append(e.problem)
-    if splits and self._split not in splits and not groups:
+    if splits and self._split and self._split not in splits and not groups:
       known = ', '.join(f'{k} ({n})' for k, n in sorted(splits.items()))
       raise SourceError(
         f'{", ".join(self._annotations)}: expected lines of split '
@@ -100,7 +100,7 @@ class Jsonl:
       )
     entries = []
     for image_id, (name, size, lines) in groups.items():
-      found, missing = images.find(name)
+      found, missing = images.find(name) if images else (None, name)
       entries.append(Entry(image_id, found, missing, (size, *lines)))
     return entries, problems
 
