@@ -20,8 +20,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests -m 'not slow' -n 2 --dist loadfile
 
-# The tests that compare with other projects' packages, in a place of their own
-# that has nothing of `data`.
+# The tests that compare with other projects' packages, or run on them.
 parity: $(PARITY_VENV)/.installed
 	$(PARITY_VENV)/bin/python -m pytest -m parity \
 	  $$(grep -rlF pytest.mark.parity --include='*_test.py' tests)
@@ -49,7 +48,7 @@ $(VENV)/.installed: pyproject.toml $(LOCK)
 # The registry's wheels: what runs on the CPU is enough.
 $(PARITY_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(PARITY_VENV)
-	$(PARITY_VENV)/bin/pip install --quiet -e '.[dev,parity]'
+	$(PARITY_VENV)/bin/pip install --quiet -e '.[data,dev,parity]'
 	touch $@
 
 clean:

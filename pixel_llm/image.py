@@ -204,7 +204,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
   try:
     height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     most = Image.MAX_IMAGE_PIXELS
-    if colors in ('CMYK', 'YCCK') or (most and height * width > most):
+    if colors in ('CMYK', 'YCCK') or (most and int(height) * int(width) > most):
       return None
     return simplejpeg.decode_jpeg(data, 'RGB')
   except ValueError:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import numpy as np
+import peers
 import pytest
 import seqio
 import tensorflow as tf
@@ -153,8 +154,9 @@ def test_what_lacks_an_example_is_refused():
     registry.task_of('y_refer')
 
 
+@pytest.mark.parity
 def test_seqio_caches_our_tasks_offline(vocabulary, tmp_path):
-  pytest.importorskip('apache_beam')
+  peers.imported('apache_beam')
   here = pathlib.Path(__file__)
   root = str(here.parents[2])
   (tmp_path / 'cached_module.py').write_text(

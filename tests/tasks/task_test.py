@@ -138,7 +138,7 @@ def test_training_is_a_function_of_its_seed(vocabulary):
   )
   example = example_lib.Example(photo(), 'i', (20, 40), regions)
   how = dict(flip=0.5, scale=(0.5, 2.0), click=0.5)
-  sizes = dataclasses.replace(SIZES, prompt_points=2)
+  sizes = dataclasses.replace(SIZES, prompt_points=2, length=60)
   first, again, other = (
     trained(tasks.CAPTION_AT, example, vocabulary, sizes, seed, **how)
     for seed in (3, 3, 2)
