@@ -740,10 +740,11 @@ def _parser() -> argparse.ArgumentParser:
   )
   sub.add_argument(
     '--against',
-    action='append',
+    nargs='+',
+    action='extend',
     default=[],
-    metavar='RECORDS[:SPLIT]',
-    help='records that must have no image of these; may be given again',
+    metavar='DIR[:SPLIT]',
+    help='records that must have no image of these',
   )
   sub.add_argument(
     '--no-decode',
