@@ -318,7 +318,10 @@ def places(value, path=()):
 
 def mutate(data, document, fixed):
   """Changes one place: another value, nothing, twice, or another key."""
-  path = data.draw(st.sampled_from([p for p in places(document) if p]))
+  found = [p for p in places(document) if p]
+  if not found:
+    return  # all of it was dropped
+  path = data.draw(st.sampled_from(found))
   holder = document
   for key in path[:-1]:
     holder = holder[key]
