@@ -162,7 +162,7 @@ def test_seqio_caches_our_tasks_offline(vocabulary, tmp_path):
   (tmp_path / 'cached_module.py').write_text(
     textwrap.dedent(f"""
       import sys
-      sys.path.insert(0, {str(here.parent)!r})
+      sys.path[:0] = [{str(here.parent)!r}, {str(here.parents[1])!r}]
       import registry_test as here
       from pixel_llm import vocabulary
       from pixel_llm.data import registry
