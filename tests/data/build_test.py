@@ -204,6 +204,7 @@ def test_commands_of_recipes():
     for line in re.findall(r'pixel-llm (build [a-z]\w+ .*)', text):
       line = re.sub(r'\$\{?split\}?', 'train', line)
       line = re.sub(r'\$\{?set\}?', 'refcoco+', line)
+      line = line.replace('$partition', 'unc').replace('"$@"', '')
       args = main._parser().parse_args(shlex.split(line))
       if args.expect is not None:
         published.check(args.expect, args.split)

@@ -382,10 +382,10 @@ def test_lengths_and_sizes_are_inverse():
 
 
 def test_record_sets_of_ones_own_can_be_asked_anything(registered):
-  datasets.register({'birds': str(registered / 'refer')})
-  names = {n for n in seqio.TaskRegistry.names() if n.startswith('birds_')}
-  assert names == {f'birds_{t.name}' for t in datasets.CAPABILITIES}
-  streams = {'s': loader.Stream('birds_segment', SMALL)}
+  datasets.register({'mine': str(registered / 'refer')})
+  names = {n for n in seqio.TaskRegistry.names() if n.startswith('mine_')}
+  assert names == {f'mine_{t.name}' for t in datasets.CAPABILITIES}
+  streams = {'s': loader.Stream('mine_segment', SMALL)}
   batch = take(1, streams=streams)[0][1]
   assert batch.box_weights.any()
 
