@@ -131,8 +131,8 @@ def render(
 ) -> np.ndarray:
   """What is seen of an image, on the canvas.
 
-  Bilinear, on uint8. What is more than twice as large is halved before, each
-  pixel the mean of four, until it is not. (Reference: it never is, so that
+  Bilinear, on uint8. What is twice as large or more is halved before, each
+  pixel the mean of its four, until it is not. (Reference: it never is, so that
   large images alias; for images of 640 pixels at 384 both do the same.)
 
   Args:

@@ -13,12 +13,13 @@ import re
 
 import numpy as np
 import pytest
+import scene_records
 from PIL import Image
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import main, sheet
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.data import build, datasets, loader, registry, scenes
+from pixel_llm.data import datasets, loader, registry
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -27,26 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def root(tmp_path_factory):
   """Records of 6 scenes and a vocabulary."""
   root = tmp_path_factory.mktemp('scenes')
-  scenes.generate(str(root / 's'), seed=3, train=6, val=2, workers=1)
-  annotations = root / 's' / 'annotations'
-  for split in ('train', 'val'):
-    images = str(root / 's' / 'images' / split)
-    build.build(
-      'localized_narratives',
-      str(annotations / f'scenes_{split}_localized_narratives.jsonl'),
-      images,
-      str(root / 'narratives'),
-      split=split,
-    )
-    for out in ('refer', 'regions'):
-      build.build(
-        'refcoco',
-        str(annotations / 'refer' / 'refs(scenes).p'),
-        images,
-        str(root / out),
-        split=split,
-        instances=str(annotations / 'refer' / 'instances.json'),
-      )
+  scene_records.make(root, seed=3, train=6, val=2)
   # Few pieces, so that words have several tokens.
   path = str(root / 'v.model')
   vocabulary_lib.train(['a red ring on the left of a blue star.'] * 5, path, 60)

@@ -34,6 +34,7 @@ from PIL import Image
 from pixel_llm import example, files, image, masks
 from pixel_llm.data import published, records
 from pixel_llm.data.sources.coco import Captions, RegionCaptions
+from pixel_llm.data.sources.images import Member
 from pixel_llm.data.sources.jsonl import Jsonl
 from pixel_llm.data.sources.llava import Llava
 from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
@@ -45,7 +46,6 @@ from pixel_llm.data.sources.refcoco import (
 from pixel_llm.data.sources.source import (
   Entry,
   Item,
-  Member,
   Problem,
   Row,
   RowError,

@@ -134,7 +134,7 @@ def register(
 
   Raises:
     ConfigError: a name in `augmentation` or `prompts` is no task of
-      `record_sets`.
+      `record_sets`, or a task has no prompt.
     FileNotFoundError: a directory has no records.
   """
   registrations = dict(TASKS)
@@ -156,6 +156,10 @@ def register(
   for name, registration in given.items():
     task = registration.task
     if prompts and name in prompts:
+      if not prompts[name]:
+        raise ConfigError(
+          f'config data.prompts.{name}: expected at least one text, got none.'
+        )
       task = dataclasses.replace(task, prompts=tuple(prompts[name]))
     registry.add_task(
       name,

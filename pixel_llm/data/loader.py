@@ -29,8 +29,9 @@ from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
 from pixel_llm import image as image_lib
 from pixel_llm.data import order, registry
+from pixel_llm.tasks import task as task_lib
 
-# Batches that are made while one is used.
+# Batches that are made while one is used, and as many that wait on the device.
 _AHEAD = 2
 
 
@@ -71,8 +72,8 @@ class Loader:
   expressions of many), so that little of a batch is padding; examples of a
   mixture are mixed within a batch.
 
-  An example that cannot be read leaves its place empty: all weights are zero,
-  and the others stay where they are.
+  An example that cannot be read leaves its place empty: a black image of which
+  nothing is asked, all weights zero. The others stay where they are.
 
   Args:
     streams: name -> stream.
@@ -88,7 +89,8 @@ class Loader:
 
   Raises:
     ValueError: a batch does not divide by the hosts, or a mixture has a task
-      that was not added by `registry.add_task` on rows of random access.
+      that was not added by `registry.add_task` on rows of random access, or
+      that has none of them in this split.
   """
 
   def __init__(
@@ -110,6 +112,7 @@ class Loader:
     self.damaged: list[str] = []
     self._schedules: dict[str, order.Schedule] = {}
     self._entries: dict[str, registry.Entry] = {}
+    self._counts: dict[str, int] = {}
     for name, stream in self.streams.items():
       if stream.sizes.batch % process[1]:
         raise ValueError(
@@ -118,7 +121,10 @@ class Loader:
         )
       self._schedules[name] = order.Schedule(_rates(stream.mixture))
       for task in self._schedules[name].names:
-        self._entries[task] = registry.task_of(task)
+        self._entries[task] = entry = registry.task_of(task)
+        self._counts[task] = len(entry.sequence.rows(split))
+        if not self._counts[task]:
+          raise ValueError(f'task {task}: expected rows in {split!r}, found 0.')
 
   def slots(self, step: int) -> tuple[str, list[Slot]]:
     """The stream of a step, and the examples of its global batch."""
@@ -137,12 +143,11 @@ class Loader:
     for slot in range(first, first + local):
       task = schedule.member(slot)
       ordinal = schedule.count(task, slot)
-      rows = len(self._entries[task].sequence.rows(self._split))
       seed = order.mix(self._seed, task)
       out.append(
         Slot(
           task,
-          order.epoch_index(ordinal, rows, seed),
+          order.epoch_index(ordinal, self._counts[task], seed),
           order.mix(seed, 1, ordinal),
         )
       )
@@ -196,12 +201,12 @@ class Loader:
   ) -> None:
     """One place of a batch."""
     entry = self._entries[slot.task]
+    place = {name: value[row, ...] for name, value in values.items()}
     try:
       example = entry.sequence.example(self._split, slot.index)
-      place = {name: value[row, ...] for name, value in values.items()}
       entry.training_features(example, sizes, slot.seed, place)
     except (example_lib.DamagedError, image_lib.ImageError) as e:
-      values['image'][row] = 0
+      task_lib.clear(place)
       with self._lock:
         self.damaged.append(f'{slot.task}, row {slot.index}: {e}')
         if len(self.damaged) > self._max_damaged:
@@ -220,12 +225,8 @@ def _rates(mixture: str) -> dict[str, float]:
       f'no SeqIO mixture or task {mixture!r}; there are {", ".join(known)}.'
     ) from e
   if isinstance(provider, seqio.Task):
-    rates = {provider.name: 1.0}
-  else:
-    rates = {t.name: float(provider.get_rate(t)) for t in provider.tasks}
-  for name in rates:
-    registry.task_of(name).sequence  # noqa: B018, an error if there is none
-  return rates
+    return {provider.name: 1.0}
+  return {t.name: float(provider.get_rate(t)) for t in provider.tasks}
 
 
 def to_device(batch: batch_lib.Batch, sharding) -> batch_lib.Batch:
@@ -237,16 +238,15 @@ def to_device(batch: batch_lib.Batch, sharding) -> batch_lib.Batch:
 
 
 def on_device(
-  batches: Generator[tuple[str, batch_lib.Batch]], sharding, ahead: int = 2
+  batches: Generator[tuple[str, batch_lib.Batch]], sharding
 ) -> Generator[tuple[str, batch_lib.Batch]]:
-  """The batches on the mesh; a thread brings `ahead` of them there meanwhile.
+  """The batches on the mesh; a thread brings the next ones there meanwhile.
 
   Args:
     batches: of `Loader.batches`; closed when this is.
     sharding: of `sharding.batch_sharding`.
-    ahead: batches that wait on the device.
   """
-  ready: queue.Queue = queue.Queue(maxsize=ahead)
+  ready: queue.Queue = queue.Queue(maxsize=_AHEAD)
   stop = threading.Event()
 
   def put(item) -> bool:

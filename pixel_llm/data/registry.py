@@ -130,18 +130,18 @@ class RecordSource(SequenceSource):
 
   Args:
     directory: of the record set.
-    splits: names of its splits; default all that have a manifest.
 
   Raises:
-    FileNotFoundError: a split has no manifest there, or none has.
+    FileNotFoundError: no split has a manifest there.
   """
 
-  def __init__(self, directory: str, splits: Sequence[str] | None = None):
+  def __init__(self, directory: str):
     self.directory = str(directory)
-    if splits is None:
-      splits = records.splits(self.directory)
     super().__init__(
-      {split: records.RecordSet(self.directory, split) for split in splits},
+      {
+        split: records.RecordSet(self.directory, split)
+        for split in records.splits(self.directory)
+      },
       example_lib.from_bytes,
     )
     self.name = f'records {self.directory}'
@@ -272,10 +272,10 @@ def task_of(name: str) -> Entry:
   """What `add_task` registered under `name`.
 
   Raises:
-    KeyError: unknown name; lists the known ones.
+    ValueError: unknown name; lists the known ones.
   """
   if name not in _ENTRIES:
-    raise KeyError(
+    raise ValueError(
       f'no task {name!r} was added by registry.add_task; there are '
       f'{", ".join(sorted(_ENTRIES)) or "none"}.'
     )

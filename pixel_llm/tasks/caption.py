@@ -40,6 +40,6 @@ CAPTION = task_lib.Task(
   point_weight=0.0,
   generates=True,
   reads=False,
-  groups=narrate.groups,
+  groups=narrate.GROUPS,
   metrics=(narrate.caption_scores,),
 )

@@ -29,14 +29,10 @@ def usable(region: example_lib.Region) -> bool:
   return region.box is not None or region.points is not None
 
 
-def groups(example: example_lib.Example) -> list[list[int]]:
-  """Captions of the same place are references of one question."""
-  found: dict[bytes, list[int]] = {}
-  for i, region in enumerate(example.regions):
-    place = region.points if region.box is None else region.box
-    key = b'' if place is None else np.asarray(place, np.float32).tobytes()
-    found.setdefault(key, []).append(i)
-  return list(found.values())
+def place(region: example_lib.Region) -> bytes:
+  """Equal where captions are of the same box or clicks."""
+  at = region.points if region.box is None else region.box
+  return b'' if at is None else np.asarray(at, np.float32).tobytes()
 
 
 CAPTION_AT = task_lib.Task(
@@ -47,7 +43,7 @@ CAPTION_AT = task_lib.Task(
   point_weight=0.0,
   generates=True,
   reads=False,
-  groups=groups,
+  groups=task_lib.alike(place),
   usable=usable,
   metrics=(narrate.caption_scores,),
 )

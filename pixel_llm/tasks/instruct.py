@@ -7,8 +7,6 @@ Source: scenic pixel_llm, `get_llava_cap_train_source`.
 
 from __future__ import annotations
 
-import collections
-
 from pixel_llm import example as example_lib
 from pixel_llm.tasks import caption, narrate
 from pixel_llm.tasks import task as task_lib
@@ -19,14 +17,6 @@ def usable(region: example_lib.Region) -> bool:
   return region.prompt is not None
 
 
-def groups(example: example_lib.Example) -> list[list[int]]:
-  """Texts with the same prompt are references of one question."""
-  found = collections.defaultdict(list)
-  for i, region in enumerate(example.regions):
-    found[region.prompt].append(i)
-  return list(found.values())
-
-
 INSTRUCT = task_lib.Task(
   name='instruct',
   question=caption.question,
@@ -35,7 +25,7 @@ INSTRUCT = task_lib.Task(
   point_weight=0.0,
   generates=True,
   reads=False,
-  groups=groups,
+  groups=task_lib.alike(lambda region: region.prompt),
   usable=usable,
   metrics=(narrate.caption_scores,),
 )

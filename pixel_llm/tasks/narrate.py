@@ -31,6 +31,10 @@ PROMPTS = (
 )
 
 
+# All texts of an image answer the one question about it.
+GROUPS = task_lib.alike(lambda region: None)
+
+
 def question(region: example_lib.Region) -> task_lib.Question:
   """The narrative; a token's place is the trace's box while it was said."""
 
@@ -39,11 +43,6 @@ def question(region: example_lib.Region) -> task_lib.Question:
     return boxes, weights
 
   return task_lib.Question(answer=region.text, token_boxes=token_boxes)
-
-
-def groups(example: example_lib.Example) -> list[list[int]]:
-  """All narratives of an image answer the one question about it."""
-  return [list(range(len(example.regions)))]
 
 
 def word_points(targets: list, predictions: list) -> dict[str, float]:
@@ -83,6 +82,6 @@ NARRATE = task_lib.Task(
   point_weight=1.0,
   generates=True,
   reads=True,
-  groups=groups,
+  groups=GROUPS,
   metrics=(word_points, caption_scores),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,20 @@ def each_region(example: example_lib.Example) -> list[list[int]]:
   return [[i] for i in range(len(example.regions))]
 
 
+def alike(
+  key: Callable[[example_lib.Region], Hashable],
+) -> Callable[[example_lib.Example], list[list[int]]]:
+  """Regions of an equal `key` are references of one question."""
+
+  def groups(example: example_lib.Example) -> list[list[int]]:
+    found: dict[Hashable, list[int]] = {}
+    for i, region in enumerate(example.regions):
+      found.setdefault(key(region), []).append(i)
+    return list(found.values())
+
+  return groups
+
+
 def any_region(region: example_lib.Region) -> bool:
   """Every region can be asked about."""
   del region
@@ -87,8 +101,9 @@ class Task:
     detects: the boxes of an example's regions are all there is to find.
     usable: whether a region has what the task asks for; others are passed over.
     metrics: functions (targets, predictions) -> dict of floats, as SeqIO's.
-      A target is a dict with `texts` (the references), `points` [n, L, P, 2],
-      `weights` [n, L] of the points, and `box` [4] with its `weight`; a
+      A target is a dict with `texts` (the references) and their `ids`,
+      `points` [n, L, P, 2], `weights` [n, L] of the points, and `box` [4] with
+      its `weight`; a
       prediction is a dict with `text` if the task generates, and `points`
       [n, L, P, 2] and `box` [4] if it reads. Coordinates are normalized.
   """
@@ -290,6 +305,15 @@ def zeros(sizes: batch_lib.BatchSizes) -> dict[str, np.ndarray]:
     name: np.zeros(spec.shape(sizes)[1:], spec.dtype)
     for name, spec in batch_lib.Batch.specs().items()
   }
+
+
+def clear(out: Mapping[str, np.ndarray]) -> None:
+  """Makes those fields a black image of which nothing is asked."""
+  for value in out.values():
+    value[...] = 0
+  out['image_size'][:] = out['image'].shape[:2]
+  out['prompt_boxes'][:] = WHOLE_IMAGE
+  out['prompt_box_weights'][:] = 1
 
 
 def features(

@@ -17,6 +17,7 @@ import pytest
 from pixel_llm import image
 from pixel_llm.data import build
 from pixel_llm.data.sources import source
+from pixel_llm.data.sources.images import Images
 
 NAMES = [f'train2017/{i:012d}.jpg' for i in range(5)]
 
@@ -92,26 +93,26 @@ def test_prefixed_zip_and_long_names(folder, tmp_path):
   path.write_bytes(data)
   for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
     tar = tarred(folder, tmp_path / 'a.tar', names=[long], format=format)
-    found, _ = source.Images(tar).find('0', '000000000000')
+    found, _ = Images(tar).find('0', '000000000000')
     assert found is not None and found.read() == data
     assert str(found) == f'{tar}/{long}'
   packed = pathlib.Path(zipped(folder, tmp_path / 'a.zip')).read_bytes()
   (tmp_path / 'b.zip').write_bytes(b'PK, then a program' + packed)
-  found, _ = source.Images(str(tmp_path / 'b.zip')).find('000000000003')
+  found, _ = Images(str(tmp_path / 'b.zip')).find('000000000003')
   path = pathlib.Path(folder) / NAMES[3]
   assert found is not None and found.read() == path.read_bytes()
 
 
 def test_lookup_in_archives(folder, tmp_path):
   one, other = (zipped(folder, tmp_path / f'{n}.zip') for n in 'ab')
-  images = source.Images([one, other])
+  images = Images([one, other])
   found, missing = images.find('000000000001')
   assert found is None and missing == (
     f'2 files of that name: {one}/{NAMES[1]}, {other}/{NAMES[1]}'
   )
   found, missing = images.find('9')
   assert found is None and missing == f'none of 9 in {one}, {other}'
-  images = source.Images(one)
+  images = Images(one)
   for name in ('000000000001', '000000000001.jpg', NAMES[1]):
     found, _ = images.find(name)
     assert str(found) == f'{one}/{NAMES[1]}'
@@ -146,7 +147,7 @@ def test_bad_members(folder, tmp_path):
   ):
     assert text.startswith(f'{path}/{name}: expected a member of')
     assert what in text
-  member, _ = source.Images(str(path)).find('bzip2')
+  member, _ = Images(str(path)).find('bzip2')
   with pytest.raises(image.ImageError, match=r'bzip2\.png: .*compression 12'):
     member.read()
 
@@ -154,7 +155,7 @@ def test_bad_members(folder, tmp_path):
 def test_damaged_deflate(folder, tmp_path):
   path = pathlib.Path(zipped(folder, tmp_path / 'a.zip'))
   data = bytearray(path.read_bytes())
-  member, _ = source.Images(str(path)).find('000000000001')
+  member, _ = Images(str(path)).find('000000000001')
   start = member.offset + 30 + len(NAMES[1])
   data[start : start + member.packed] = b'\xff' * member.packed
   path.write_bytes(data)
@@ -187,7 +188,7 @@ def test_cut_zip(folder, tmp_path, kept):
   with pytest.raises(
     source.SourceError, match=r'a\.zip: expected a whole zip archive, found'
   ):
-    source.Images(str(path))
+    Images(str(path))
 
 
 def test_cut_and_damaged_tar(folder, tmp_path):
@@ -208,7 +209,7 @@ def test_cut_and_damaged_tar(folder, tmp_path):
       source.SourceError,
       match=r'a\.tar: expected a whole tar archive, found: .* after train2017/',
     ):
-      source.Images(str(path))
+      Images(str(path))
 
 
 def test_what_is_no_archive(folder, tmp_path):
@@ -217,16 +218,16 @@ def test_what_is_no_archive(folder, tmp_path):
     with pytest.raises(
       source.SourceError, match=rf'{name}: .*decompress it to a \.tar'
     ):
-      source.Images(path)
+      Images(path)
   (tmp_path / 'page.zip').write_text('<html>')
   with pytest.raises(source.SourceError, match=r'page\.zip: expected a whole'):
-    source.Images(str(tmp_path / 'page.zip'))
+    Images(str(tmp_path / 'page.zip'))
   (tmp_path / 'empty.tar').write_bytes(b'')
   with pytest.raises(source.SourceError, match=r'empty\.tar: expected a whole'):
-    source.Images(str(tmp_path / 'empty.tar'))
+    Images(str(tmp_path / 'empty.tar'))
   for path in (
     zipped(folder, tmp_path / 'none.zip', names=[]),
     tarred(folder, tmp_path / 'none.tar', names=[]),
   ):
     with pytest.raises(source.SourceError, match=r'none\..*found none'):
-      source.Images([folder, path])
+      Images([folder, path])

@@ -10,6 +10,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+import scene_records
 import seqio
 
 from pixel_llm import batch as batch_lib
@@ -18,13 +19,11 @@ from pixel_llm import image, sharding, tasks
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.augmentation import Augmentation
 from pixel_llm.data import (
-  build,
   datasets,
   features,
   loader,
   records,
   registry,
-  scenes,
 )
 from pixel_llm.tasks import task as task_lib
 
@@ -36,33 +35,7 @@ SMALL = batch_lib.BatchSizes(batch=2, image=32, regions=3, context=8, length=8)
 def registered(tmp_path_factory):
   """Tasks over 10 training scenes, by the real path from files to SeqIO."""
   root = tmp_path_factory.mktemp('scenes')
-  scenes.generate(str(root / 's'), seed=3, train=10, val=4, workers=1)
-  annotations = root / 's' / 'annotations'
-  for split in ('train', 'val'):
-    images = str(root / 's' / 'images' / split)
-    build.build(
-      'localized_narratives',
-      str(annotations / f'scenes_{split}_localized_narratives.jsonl'),
-      images,
-      str(root / 'narratives'),
-      split=split,
-    )
-    build.build(
-      'refcoco',
-      str(annotations / 'refer' / 'refs(scenes).p'),
-      images,
-      str(root / 'refer'),
-      split=split,
-      instances=str(annotations / 'refer' / 'instances.json'),
-    )
-    build.build(
-      'visual_genome',
-      str(annotations / f'region_descriptions_{split}.json'),
-      images,
-      str(root / 'regions'),
-      split=split,
-      image_data=str(annotations / f'image_data_{split}.json'),
-    )
+  scene_records.make(root, seed=3, train=10, val=4)
   path = str(root / 'v.model')
   vocabulary_lib.train(['a red ring on the left of a blue star.'] * 5, path, 60)
   registry.use_vocabulary(vocabulary_lib.Vocabulary(path))
@@ -220,8 +193,8 @@ def test_far_positions_are_as_near_as_the_first(registered):
   batch.check(AUGMENTED[name].sizes)
 
 
-@pytest.fixture
-def torn(registered, tmp_path):
+@pytest.fixture(name='torn')
+def torn_fixture(registered, tmp_path):
   """Narratives of which one image is cut short and one record is no record."""
   folder = tmp_path / 'torn'
   shutil.copytree(registered / 'narratives', folder)
@@ -232,17 +205,19 @@ def torn(registered, tmp_path):
     dataclasses.replace(third, image=third.image[: len(third.image) // 2])
   )
   rows[7] = b'no record'
+  registry.add_task(
+    'torn_narrate',
+    registry.SequenceSource(
+      {'train': rows, 'none': []}, example_lib.from_bytes
+    ),
+    tasks.NARRATE,
+    replace=True,
+  )
   return rows, third.image_id
 
 
 def test_what_is_damaged_is_passed_over_and_nothing_moves(torn):
   rows, torn_id = torn
-  registry.add_task(
-    'torn_narrate',
-    registry.SequenceSource({'train': rows}, example_lib.from_bytes),
-    tasks.NARRATE,
-    replace=True,
-  )
   streams = {'s': loader.Stream('torn_narrate', SIZES)}
   found = loader.Loader(streams, 0, process=(0, 1), max_damaged=100)
   got = list(itertools.islice(found.batches(0), 5))
@@ -253,6 +228,8 @@ def test_what_is_damaged_is_passed_over_and_nothing_moves(torn):
         empty += 1
         for name in ('decoder_loss_weights', 'point_weights', 'image'):
           assert not getattr(batch, name)[row].any()
+        assert batch.image_size[row].tolist() == [SIZES.image] * 2
+        assert batch.prompt_box_weights[row].all()
       else:
         entry = registry.task_of('torn_narrate')
         expected = task_lib.training_features(
@@ -273,17 +250,20 @@ def test_what_is_damaged_is_passed_over_and_nothing_moves(torn):
 
 
 def test_too_much_damage_ends_with_the_reason(torn):
-  rows, _ = torn
-  registry.add_task(
-    'torn_narrate',
-    registry.SequenceSource({'train': rows}, example_lib.from_bytes),
-    tasks.NARRATE,
-    replace=True,
-  )
   streams = {'s': loader.Stream('torn_narrate', SIZES)}
   found = loader.Loader(streams, 0, process=(0, 1))
   with pytest.raises((example_lib.DamagedError, image.ImageError)):
     list(itertools.islice(found.batches(0), 5))
+
+
+def test_a_split_without_rows_is_refused(torn):
+  streams = {'s': loader.Stream('torn_narrate', SIZES)}
+  with pytest.raises(ValueError, match="torn_narrate: expected rows in 'none'"):
+    loader.Loader(streams, 0, 'none', process=(0, 1))
+  with pytest.raises(
+    ValueError, match="no split 'test'; there are train, none"
+  ):
+    loader.Loader(streams, 0, 'test', process=(0, 1))
 
 
 def test_a_bug_of_to_example_is_no_damage(registered):
@@ -396,6 +376,10 @@ def test_names_that_are_no_task_are_refused(registered):
     datasets.register(given, augmentation={'refer': Augmentation()})
   with pytest.raises(ValueError, match=r'prompts.x: expected .*scenes_refer'):
     datasets.register(given, prompts={'x': ('a',)})
+  with pytest.raises(
+    ValueError, match=r'scenes_refer: expected at least one t'
+  ):
+    datasets.register(given, prompts={'scenes_refer': ()})
   with pytest.raises(ValueError, match=r'mixtures.m.nothing: expected a posit'):
     datasets.add_mixtures({'m': {'nothing': 1.0}})
   with pytest.raises(ValueError, match=r'mixtures.m.scenes_refer: .*got 0'):

@@ -150,7 +150,7 @@ def test_what_lacks_an_example_is_refused():
   source = add('list_refer', registry.SequenceSource({'train': ROWS})).source
   with pytest.raises(ValueError, match="no split 'test'; there are train"):
     source.rows('test')
-  with pytest.raises(KeyError, match="no task 'y_refer'"):
+  with pytest.raises(ValueError, match="no task 'y_refer'"):
     registry.task_of('y_refer')
 
 

@@ -17,6 +17,7 @@ import pytest
 from pixel_llm import masks
 from pixel_llm.data.sources import source
 from pixel_llm.data.sources.coco import Captions, RegionCaptions
+from pixel_llm.data.sources.images import Images, image_names
 from pixel_llm.data.sources.jsonl import Jsonl
 from pixel_llm.data.sources.llava import Llava
 from pixel_llm.data.sources.localized_narratives import LocalizedNarratives
@@ -316,13 +317,13 @@ def test_image_conventions(tmp_path, image_id, name):
   directory = formats.write_images(tmp_path, [name.replace('JPG', 'jpg')])
   if name.endswith('JPG'):
     (tmp_path / '12.jpg').rename(tmp_path / '12.JPG')
-  found, missing = source.Images(directory).find(*source.image_names(image_id))
+  found, missing = Images(directory).find(*image_names(image_id))
   assert found == str(tmp_path / name) and missing == ''
 
 
 def test_image_missing_and_ambiguous(tmp_path):
   directory = formats.write_images(tmp_path, ['train/1.jpg', 'val/1.jpg'])
-  images = source.Images(directory)
+  images = Images(directory)
   found, missing = images.find('2', '000000000002')
   assert found is None and missing.startswith('none of 2, 000000000002 in')
   found, missing = images.find('1')
@@ -332,10 +333,10 @@ def test_image_missing_and_ambiguous(tmp_path):
 
 def test_no_image_directory(tmp_path):
   with pytest.raises(source.SourceError, match=r'nowhere: expected a dir'):
-    source.Images(str(tmp_path / 'nowhere'))
+    Images(str(tmp_path / 'nowhere'))
   (tmp_path / 'empty').mkdir()
   with pytest.raises(source.SourceError, match=r'empty: .* found none'):
-    source.Images(str(tmp_path / 'empty'))
+    Images(str(tmp_path / 'empty'))
 
 
 # RefCOCO.

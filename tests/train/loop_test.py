@@ -10,6 +10,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import scene_records
 import tiny
 from PIL import Image
 
@@ -21,7 +22,6 @@ from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import initialization, manager
 from pixel_llm.checkpoints.formats import safetensors
 from pixel_llm.checkpoints.tensors import of_array
-from pixel_llm.data import build, scenes
 from pixel_llm.train import experiment, loop, optimizer, results
 
 STEPS = 8
@@ -30,25 +30,7 @@ STEPS = 8
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   root = tmp_path_factory.mktemp('run')
-  scenes.generate(str(root / 's'), seed=1, train=6, val=3, workers=1)
-  annotations = root / 's' / 'annotations'
-  for split in ('train', 'val'):
-    images = str(root / 's' / 'images' / split)
-    build.build(
-      'localized_narratives',
-      str(annotations / f'scenes_{split}_localized_narratives.jsonl'),
-      images,
-      str(root / 'narratives'),
-      split=split,
-    )
-    build.build(
-      'refcoco',
-      str(annotations / 'refer' / 'refs(scenes).p'),
-      images,
-      str(root / 'refer'),
-      split=split,
-      instances=str(annotations / 'refer' / 'instances.json'),
-    )
+  annotations = scene_records.make(root, seed=1, train=6, val=3)
   texts = [
     json.loads(line)['caption']
     for line in (annotations / 'scenes_train_localized_narratives.jsonl')
@@ -234,6 +216,19 @@ def test_metrics_and_their_baselines(evaluated, config):
   assert results.read_metrics(str(workdir))['step'] == STEPS
   path = results.write_report(str(workdir), step, config, found, 1)
   assert 'narrate/point_l1' in path.read_text()
+
+
+def test_a_misspelt_task_to_evaluate_is_told(config, finished, tmp_path):
+  wrong = {'scenes_naratte': config.eval.tasks['scenes_narrate']}
+  config = dataclasses.replace(
+    config, eval=dataclasses.replace(config.eval, tasks=wrong)
+  )
+  trainer = make(config, tmp_path)
+  with (
+    trainer.checkpoints,
+    pytest.raises(ValueError, match=r"'scenes_naratte'.*scenes_narrate"),
+  ):
+    trainer.evaluate(finished[1].params, 1)
 
 
 def test_evaluation_does_not_depend_on_the_batch(config, evaluated, tmp_path):

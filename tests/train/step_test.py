@@ -14,6 +14,7 @@ from flax import linen as nn
 from pixel_llm import batch as batch_lib
 from pixel_llm import sharding
 from pixel_llm.model import layers, pixel_llm, region
+from pixel_llm.tasks import task
 from pixel_llm.train import experiment, optimizer, parameters, state, step
 
 
@@ -81,6 +82,26 @@ def test_a_mixed_batch_costs_what_its_parts_cost(loss):
         )
       else:
         assert part[metric] == 0, (name, metric)
+
+
+def test_a_place_left_empty_costs_nothing(network):
+  """As the loader leaves it where an example cannot be read."""
+  model, params = network
+  batch = tiny.random_batch()
+  gone = jax.tree.map(np.copy, batch)
+  specs = batch_lib.Batch.specs()
+  task.clear({name: getattr(gone, name)[0, ...] for name in specs})
+  # Whatever it shows, nothing of it is in the loss.
+  shown = gone.replace(image=batch.image)
+  loss_of = lambda params, batch: step.loss_fn(
+    params, model, batch, experiment.LossConfig(), None
+  )
+  grad = jax.jit(jax.grad(loss_of, has_aux=True))
+  found = [grad(params, b) for b in (gone, shown)]
+  for leaves in map(jax.tree.leaves, found):
+    assert all(np.isfinite(x).all() for x in leaves)
+  for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_proposals_learn_from_boxes_alone():

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import abc
 import array
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pixel_llm.data.sources import source
+from pixel_llm.data.sources.images import Images, image_names
 from pixel_llm.data.sources.source import (
   Entry,
   Item,
@@ -53,7 +55,7 @@ class _Part:
       yield Slice(Row(file, None, f'annotations[{index}]'), offset, length)
 
 
-class CocoFile:
+class CocoFile(abc.ABC):
   """What the formats in COCO's form share; a text is an annotation here.
 
   Files are never in memory as a whole: the index keeps where things are.
@@ -82,7 +84,7 @@ class CocoFile:
     """Checks an element of `images`."""
     row = element.row
     image_id = source.identifier(row.at('id'), source.field(row, value, 'id'))
-    names = source.image_names(image_id)
+    names = image_names(image_id)
     return Image(
       element,
       image_id,
@@ -90,6 +92,7 @@ class CocoFile:
       (*file_name(row, value), *names),
     )
 
+  @abc.abstractmethod
   def region(
     self,
     row: Row,
@@ -110,11 +113,10 @@ class CocoFile:
     Raises:
       RowError: the annotation cannot be used.
     """
-    raise NotImplementedError
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance; those without a text are none."""
-    files = source.Images(self._images)
+    files = Images(self._images)
     problems: list[Problem] = []
     groups: dict[str, tuple[Image, list[_Part]]] = {}
     for path in self._annotations:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixel_llm.data.sources import source
+from pixel_llm.data.sources.images import Images
 from pixel_llm.data.sources.source import (
   Entry,
   Item,
@@ -59,7 +60,7 @@ class Jsonl:
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance."""
-    images = source.Images(self._images) if self._images else None
+    images = Images(self._images) if self._images else None
     problems: list[Problem] = []
     groups: dict[str, tuple[str, tuple[int, int], list[Any]]] = {}
     splits: collections.Counter[str] = collections.Counter()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixel_llm.data.sources import source
+from pixel_llm.data.sources.images import Images, image_names
 from pixel_llm.data.sources.source import (
   Entry,
   Item,
@@ -55,7 +56,7 @@ class Llava:
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance."""
-    images = source.Images(self._images)
+    images = Images(self._images)
     groups: dict[str, tuple[str, list[Slice]]] = {}
     problems = []
     for path in self._annotations:
@@ -169,4 +170,4 @@ def _names(name: str) -> list[str]:
   stem = os.path.splitext(base)[0]
   parts = name.split('/')
   names = ['/'.join(parts[i:]) for i in range(max(1, len(parts) - 1))]
-  return [*names, base, *source.image_names(stem)] if _is_coco(stem) else names
+  return [*names, base, *image_names(stem)] if _is_coco(stem) else names

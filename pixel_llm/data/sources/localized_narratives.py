@@ -12,6 +12,7 @@ import numpy as np
 
 from pixel_llm.data import align
 from pixel_llm.data.sources import source
+from pixel_llm.data.sources.images import Images, image_names
 from pixel_llm.data.sources.source import Entry, Item, Problem, Row, RowError
 from pixel_llm.example import Region
 
@@ -51,7 +52,7 @@ class LocalizedNarratives:
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance."""
-    images = source.Images(self._images)
+    images = Images(self._images)
     groups: dict[str, list[source.Slice]] = {}
     problems = []
     for path in self._annotations:
@@ -62,7 +63,7 @@ class LocalizedNarratives:
           problems.append(e.problem)
     entries = []
     for image_id, pieces in groups.items():
-      image, missing = images.find(*source.image_names(image_id))
+      image, missing = images.find(*image_names(image_id))
       entries.append(Entry(image_id, image, missing, tuple(pieces)))
     return entries, problems
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixel_llm.data.sources import coco, source
+from pixel_llm.data.sources.images import Images, image_names
 from pixel_llm.data.sources.source import (
   Entry,
   Item,
@@ -65,7 +66,7 @@ class RefCoco:
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance among the references."""
     refs = read_refs(self._refs)
-    images = source.Images(self._images)
+    images = Images(self._images)
     tables = _Tables(self._instances)
     splits = collections.Counter(
       str(r.get('split')) for r in refs if isinstance(r, dict)
@@ -105,7 +106,7 @@ class RefCoco:
     for image_id, rows in groups.items():
       size, names = tables.images[image_id]
       # References carry file names that exist nowhere: instances has the real.
-      found, missing = images.find(*names, *source.image_names(image_id))
+      found, missing = images.find(*names, *image_names(image_id))
       entries.append(Entry(image_id, found, missing, (size, *rows)))
     return entries, problems
 
@@ -194,7 +195,7 @@ class RefCocoMdetr(coco.CocoFile):
     row = element.row
     name = 'original_img_id' if 'original_img_id' in value else 'original_id'
     image_id = coco.key_of(row, value, name)
-    names = coco.file_name(row, value) + source.image_names(image_id)
+    names = coco.file_name(row, value) + image_names(image_id)
     return coco.Image(
       element, image_id, source.image_size(row, value), tuple(names)
     )
@@ -254,7 +255,7 @@ class RefCocoUninext:
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance in the split."""
-    images = source.Images(self._images)
+    images = Images(self._images)
     groups: dict[str, tuple[list[str], tuple[int, int], list[Slice]]] = {}
     problems = []
     for path in self._annotations:
@@ -319,7 +320,7 @@ def _uninext_image(row: Row, value: Any) -> tuple[str, list[str]]:
   kind = value.get('data_source', 'coco')
   if kind == 'coco':
     # A bare number may be an image of Visual Genome beside it.
-    return key, [n for n in source.image_names(key) if n != key]
+    return key, [n for n in image_names(key) if n != key]
   if kind not in ('vg', 'flickr'):
     raise RowError(
       row.at('data_source'),

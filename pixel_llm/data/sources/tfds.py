@@ -9,6 +9,7 @@ TensorFlow, for the message type alone, is imported when a record is read.
 
 from __future__ import annotations
 
+import abc
 import io
 import itertools
 import os
@@ -40,7 +41,7 @@ _ID = 'image/id'
 Values = dict[str, list[Any]]
 
 
-class TfdsSource:
+class TfdsSource(abc.ABC):
   """What data sets of TensorFlow Datasets share; a record is an image.
 
   Args:
@@ -63,6 +64,7 @@ class TfdsSource:
     del images, split, extras
     self._annotations = annotations
 
+  @abc.abstractmethod
   def regions(
     self, row: Row, values: Values
   ) -> Iterator[tuple[Row, Region] | RowError]:
@@ -75,7 +77,6 @@ class TfdsSource:
     Raises:
       RowError: nothing of the record can be used.
     """
-    raise NotImplementedError
 
   def size(self, row: Row, values: Values) -> tuple[int, int] | None:
     """(height, width) of the grid of masks; None without masks."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixel_llm.data.sources import source
+from pixel_llm.data.sources.images import Images, image_names
 from pixel_llm.data.sources.source import (
   Entry,
   Item,
@@ -53,7 +54,7 @@ class VisualGenome:
 
   def index(self) -> tuple[list[Entry], list[Problem]]:
     """Images in order of first appearance."""
-    images = source.Images(self._images)
+    images = Images(self._images)
     meta, problems = _image_data(self._image_data)
     wanted = None
     if self._splits is not None:
@@ -87,7 +88,7 @@ class VisualGenome:
     entries = []
     for image_id, pieces in groups.items():
       size, names, also = meta.get(image_id, (None, [], ()))
-      image, missing = images.find(*names, *source.image_names(image_id))
+      image, missing = images.find(*names, *image_names(image_id))
       entries.append(Entry(image_id, image, missing, (size, *pieces), also))
     return entries, problems
 
