@@ -75,7 +75,7 @@ def photo(rng: np.random.Generator) -> bytes:
 
 
 def generate(root: pathlib.Path, count: int) -> str:
-  """COCO-like photos and their narratives; returns the vocabulary's path."""
+  """Records of COCO-like photos and narratives; the vocabulary's path."""
   rng = np.random.default_rng(0)
   (root / 'images').mkdir()
   lines = []
@@ -109,6 +109,13 @@ def generate(root: pathlib.Path, count: int) -> str:
   texts += [' '.join(tasks.NARRATE.prompts)] * 20
   path = str(root / 'v.model')
   vocabulary_lib.train(texts, path, 200)
+  build.build(
+    'localized_narratives',
+    str(root / 'a.jsonl'),
+    str(root / 'images'),
+    str(root / 'records'),
+  )
+  registry.use_vocabulary(vocabulary_lib.Vocabulary(path))
   return path
 
 
@@ -296,13 +303,6 @@ def measure(batches: Iterator, count: int) -> tuple[float, float]:
 def speed(args: argparse.Namespace, root: pathlib.Path) -> None:
   """The table."""
   vocabulary = generate(root, args.images)
-  build.build(
-    'localized_narratives',
-    str(root / 'a.jsonl'),
-    str(root / 'images'),
-    str(root / 'records'),
-  )
-  registry.use_vocabulary(vocabulary_lib.Vocabulary(vocabulary))
   size = np.mean([p.stat().st_size for p in (root / 'images').iterdir()])
   print(
     f'{args.images} images of {size / 1000:.0f} kB, {WORDS} words, batches of '
@@ -353,14 +353,7 @@ class Repeated:
 
 def scale(root: pathlib.Path) -> None:
   """Start and memory against position and size."""
-  vocabulary = generate(root, 4)
-  build.build(
-    'localized_narratives',
-    str(root / 'a.jsonl'),
-    str(root / 'images'),
-    str(root / 'records'),
-  )
-  registry.use_vocabulary(vocabulary_lib.Vocabulary(vocabulary))
+  generate(root, 4)
   record = records.RecordSet(str(root / 'records'), 'train')[0]
   members = {
     'coco_made': (118_287, 1.0),
