@@ -367,7 +367,7 @@ def box_loss(
 
 def detection_loss(
   seen: detector.Seen, weights: Array
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[tuple[Array, Array], ...]:
   """The losses of both stages of the detector.
 
   Args:
@@ -375,9 +375,10 @@ def detection_loss(
     weights: [B]; 0 where not every thing of an image has its box.
 
   Returns:
-    Four scalars, means over the things, the cells and the boxes of the batch:
-    of where centres are, of how far sides are, of which boxes hold a thing, and
-    of where exactly it is. The published total weights them 0.5, 1, 1 and 1.
+    Four pairs of a sum and its weight, the number of things, of cells, and
+    twice of boxes: of where centres are, of how far sides are, of which boxes
+    hold a thing, and of where exactly it is. The published total weights their
+    means 0.5, 1, 1 and 1.
 
   Source: scenic pixel_llm, `modeling/box_decoder.py`.
   """
@@ -395,10 +396,10 @@ def detection_loss(
     seen.box_weights * weights[:, None],
   )
   return (
-    mean(hit + miss, centers),
-    mean(sides, cells),
-    mean(wrong, boxes),
-    mean(away, boxes),
+    (hit + miss, centers),
+    (sides, cells),
+    (wrong, boxes),
+    (away, boxes),
   )
 
 

@@ -179,6 +179,45 @@ def test_eight_devices_learn_what_one_learns(network):
   assert kernel.sharding.shard_shape(kernel.shape) == (2, 4, 12)
 
 
+def test_microbatches_learn_what_the_batch_learns(network):
+  """Though their tasks, and so the weights of their terms, are uneven."""
+  model, params = network
+  batch = tiny.random_batch()
+  for i, name in enumerate(
+    ('decoder_loss_weights', 'point_weights', 'mask_weights')
+  ):
+    weights = getattr(batch, name).copy()
+    weights[: 2 * i] = weights[2 * i + 3 :] = 0
+    batch = batch.replace(**{name: weights})
+  found = [
+    jax.jit(
+      functools.partial(
+        step.gradients,
+        model=model,
+        config=experiment.LossConfig(),
+        rng=jax.random.key(0),
+        microbatches=count,
+      )
+    )(params, nothing_of(params), batch=batch)
+    for count in (1, 2, 4)
+  ]
+  (grads, metrics), *others = found
+  for other_grads, other_metrics in others:
+    assert other_metrics.keys() == metrics.keys()
+    for name in metrics:
+      np.testing.assert_allclose(
+        other_metrics[name], metrics[name], rtol=1e-4, err_msg=name
+      )
+    for a, b in zip(
+      jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def nothing_of(tree):
+  return jax.tree.map(lambda x: None, tree)
+
+
 def test_training_a_few_steps_fits_a_batch(network):
   model, params = network
   numbers = optimizer.OptimizerConfig(
