@@ -4,9 +4,9 @@
 
   pixel-llm train --config configs/narrate.py --workdir runs/narrate
 
-EVA-02-L/14, SAM ViT-H and Flan-T5 XL with LoRA: 3.9 billion parameters, of
-which a tenth is trained. Not run here: the published numbers are for weights
-that start from an unreleased caption model.
+`configs/narrate.py:base` has another T5; encoders are EVA-02-L/14 and SAM ViT-H
+with all. Weights are of `pixel-llm import`. No score is published for it alone,
+and the published run began from an unreleased caption model. Not run here.
 
 Source: scenic pixel_llm, `configs/t5/pixel_llm_t5_trace.py`.
 Reference: its prompts are cut after 8 tokens, ours fit.
@@ -20,21 +20,23 @@ from configs import default
 RECORDS = ('coco_narratives', 'coco_captions')
 VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
 SHAPE = dict(regions=1, context=20, length=128)
+LORA = dict(rank=32, scale=2.0, projections=('query', 'value'))
 
 
-def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
+  config = default.get_config(size)
   with config.unlocked():
     # The encoders, the extractor and the head have the paper's sizes already.
-    config.model.t5.lora = dict(
-      rank=32, scale=2.0, projections=('query', 'value')
-    )
+    config.model.t5.lora = LORA
+    weights = {part: dict(path=f'weights/{part}') for part in ('eva', 't5')}
+    weights['sam'] = dict(path='weights/sam', leave_out=('^mask_decoder/',))
+    drawn = ('^(extractor|projection|regression)/', '/lora_')
+    config.init = dict(sources=weights, allow_missing=drawn)
     config.data.records = {name: f'records/{name}' for name in RECORDS}
     config.data.vocabulary = VOCABULARY
-    config.data.streams = {
-      'narratives': dict(mixture='narrate', batch=256, **SHAPE)
-    }
-    config.eval.tasks = {'coco_narrate': dict(batch=32, **SHAPE)}
+    narratives = dict(mixture='narrate', batch=256, **SHAPE)
+    config.data.streams = dict(narratives=narratives)
+    config.eval.tasks = dict(coco_narrate=dict(batch=32, **SHAPE))
     config.eval.decoding.beams = 4
     config.optimizer.learning_rate = 5e-5
     config.optimizer.warmup_steps = 250

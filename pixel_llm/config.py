@@ -1,18 +1,21 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dataclass tree <-> plain dict, exact in both directions.
+"""Dataclass tree <-> plain dict, exact in both directions; or by gin.
 
 The dataclasses hold the defaults; a config file changes a few leaves of
 `ConfigDict(to_dict(ExperimentConfig()))`, and `from_dict` brings the tree back,
-refusing what does not fit with the path of the key.
+refusing what does not fit with the path of the key. Files of gin bind the
+fields of the same dataclasses, which know nothing of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -139,12 +142,98 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
   return value
 
 
-def difference(left: Any, right: Any, path: str = '') -> list[str]:
-  """Leaves that differ between two nested dicts, as `path: left -> right`."""
+def from_gin(
+  cls: type[T], files: Sequence[str], bindings: Sequence[str] = ()
+) -> T:
+  """Builds `cls` by gin.
+
+  Files name classes by modules that they import (`dynamic_registration`) or by
+  `module.Class`, as bindings do. They include others from their own folder.
+
+  Args:
+    cls: a dataclass, as for `from_dict`.
+    files: of gin, the later ones on top.
+    bindings: `t5.T5Config.emb_dim=2048`, on top of the files.
+
+  Raises:
+    ConfigError: a name or value does not fit, a binding binds nothing of the
+      tree, or gin is not installed.
+  """
+  try:
+    import gin  # pyright: ignore
+  except ImportError as e:
+    raise ConfigError("gin: expected `pip install 'pixel-llm[gin]'`.") from e
+  gin.clear_config(clear_constants=True)
+  try:
+    for known in _dataclasses(cls):
+      gin.register(known, module=known.__module__)
+    for file in files:
+      if not os.path.isfile(file):
+        raise ConfigError(f'gin file {file}: no such file.')
+      gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
+      _by_gin(f'gin file {file}', lambda file=file: gin.parse_config_file(file))
+    for binding in bindings:
+      _by_gin(f'gin {binding}', lambda text=binding: gin.parse_config(text))
+    tree = _by_gin('gin', gin.get_configurable(cls))
+    _check_used(gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)
+  finally:
+    gin.clear_config(clear_constants=True)
+  # Gin checks names alone.
+  return from_dict(cls, to_dict(tree))
+
+
+def _by_gin(where: str, call: Callable[[], Any]) -> Any:
+  try:
+    return call()
+  except Exception as e:  # what a binding makes code raise
+    raise ConfigError(f'{where}: {" ".join(str(e).split())}') from e
+
+
+def _check_used(bound: dict, used: dict) -> None:
+  """No binding is of what is not in the tree; keys are (scope, class)."""
+  for (scope, name), values in bound.items():
+    if not any(
+      name == other and f'{within}/'.startswith(f'{scope}/' if scope else '')
+      for within, other in used
+    ):
+      macro = name == 'gin.macro'
+      key = scope if macro else '/'.join(filter(None, (scope, name)))
+      raise ConfigError(
+        f'gin {key}: bound ({", ".join(values)}) but used nowhere; expected '
+        + (f'%{key}' if macro else f'@{key}()')
+        + ' somewhere, or no such binding.'
+      )
+
+
+def _dataclasses(hint: Any) -> set[type]:
+  """Those that a tree of this type can hold."""
+  if not dataclasses.is_dataclass(hint):
+    return set().union(*map(_dataclasses, typing.get_args(hint)))
+  hints = typing.get_type_hints(hint).values()
+  return {typing.cast(type, hint)}.union(*map(_dataclasses, hints))
+
+
+def leaves(values: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+  """Path and value of each leaf of nested dicts; an empty dict is one."""
+  if isinstance(values, dict) and values:
+    for key, value in values.items():
+      yield from leaves(value, f'{path}.{key}' if path else str(key))
+  else:
+    yield path, values
+
+
+def changes(
+  left: Any, right: Any, path: str = ''
+) -> Iterator[tuple[str, Any, Any]]:
+  """Path and both values of what differs between two nested dicts."""
   if isinstance(left, dict) and isinstance(right, dict):
-    lines = []
     for key in sorted({*left, *right}):
       where = f'{path}.{key}' if path else str(key)
-      lines += difference(left.get(key), right.get(key), where)
-    return lines
-  return [] if left == right else [f'{path}: {left!r} -> {right!r}']
+      yield from changes(left.get(key), right.get(key), where)
+  elif left != right:
+    yield path, left, right
+
+
+def difference(left: Any, right: Any) -> list[str]:
+  """`changes` as `path: left -> right`."""
+  return [f'{path}: {a!r} -> {b!r}' for path, a, b in changes(left, right)]

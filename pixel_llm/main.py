@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
   known, rest = parser.parse_known_args(arguments)
   if after and known.runner is None:
     parser.error(f'without --runner, unrecognized: {" ".join(after)}')
-  if rest and known.run not in (train, params, show_data):
+  if rest and known.run not in (train, params, config, show_data):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   known.rest, known.runner_options = rest, after
   try:
@@ -157,7 +157,8 @@ def show_data(args: argparse.Namespace) -> None:
   """Draws what the network gets in training, beside the records it is from."""
   # Of JAX only its types are used.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  if (args.config is None) == (not args.records):
+  configured = args.config is not None or args.gin_file
+  if bool(configured) == bool(args.records):
     raise ValueError('expected either --config or --records.')
   if args.records and args.rest:
     raise ValueError(f'{" ".join(args.rest)}: expected a --config to change.')
@@ -169,14 +170,14 @@ def show_data(args: argparse.Namespace) -> None:
   shape = experiment.EvalTaskConfig(
     regions=4, context=40, length=128, objects=64, mask=96, prompt_points=1
   )
-  if args.config is None:
+  if not configured:
     config = experiment.ExperimentConfig(
       data=experiment.DataConfig(
         records=dict(args.records), vocabulary=args.vocabulary, extra_ids=0
       )
     )
   else:
-    config = _read_config(args.config, args.rest)
+    config = _experiment(args)
     shape = config.eval.tasks.get(args.task, shape)
   from pixel_llm import sheet
   from pixel_llm.data import loader
@@ -226,7 +227,7 @@ def vocabulary(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> int:
   """Trains; the same command goes on after an interruption."""
-  config = _read_config(args.config, args.rest)
+  config = _experiment(args)
   from pixel_llm.train import loop
 
   trainer = loop.Trainer(config, args.workdir)
@@ -243,7 +244,7 @@ def params(args: argparse.Namespace) -> None:
   """Counts the parameters of a config; allocates none."""
   # Shapes alone: an accelerator would be taken for nothing.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  config = _read_config(args.config, args.rest)
+  config = _experiment(args)
   from pixel_llm.train import parameters
 
   parts = parameters.parts(config, args.depth)
@@ -252,6 +253,27 @@ def params(args: argparse.Namespace) -> None:
       print(json.dumps(dataclasses.asdict(part)))
   else:
     print(parameters.table(parts))
+
+
+def config(args: argparse.Namespace) -> None:
+  """Prints an experiment with all that it takes from the defaults."""
+  values = _experiment(args)
+  from pixel_llm import config as config_lib
+  from pixel_llm.train import experiment
+
+  default, values = (
+    config_lib.to_dict(c) for c in (experiment.ExperimentConfig(), values)
+  )
+  if args.json:
+    if args.diff:
+      values = {k: v for k, *v in config_lib.changes(default, values)}
+    print(json.dumps(values, indent=2))
+  elif args.diff:
+    for line in config_lib.difference(default, values):
+      print(line)
+  else:
+    for path, value in config_lib.leaves(values):
+      print(f'{path} = {value!r}')
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -468,6 +490,35 @@ def _predict(args: argparse.Namespace, ask) -> int:
   return _FAILED if failed else 0
 
 
+def _experiment(args: argparse.Namespace):
+  """The experiment of `--config` or `--gin_file`, with its changes.
+
+  Raises:
+    ConfigError: a file can't be loaded, or a key or value does not fit.
+  """
+  if not args.gin_file:
+    return _read_config(args.config, args.rest)
+  from pixel_llm import config as config_lib
+  from pixel_llm.train import experiment
+
+  _check_overrides('--gin.', args.rest)
+  return config_lib.from_gin(
+    experiment.ExperimentConfig,
+    args.gin_file,
+    [argument.removeprefix('--gin.') for argument in args.rest],
+  )
+
+
+def _check_overrides(prefix: str, overrides: list[str]) -> None:
+  from pixel_llm import config as config_lib
+
+  for argument in overrides:
+    if not argument.startswith(prefix) or '=' not in argument:
+      raise config_lib.ConfigError(
+        f'argument {argument!r}: expected {prefix}KEY=VALUE.'
+      )
+
+
 def _read_config(path: str, overrides: list[str]):
   """The experiment of a config file with `--config.a.b=value` changes.
 
@@ -475,35 +526,56 @@ def _read_config(path: str, overrides: list[str]):
     ConfigError: the file can't be loaded, or a key or value does not fit.
   """
   from absl import flags
-  from ml_collections import config_flags
+  from ml_collections import config_dict, config_flags
 
   from pixel_llm import config as config_lib
+  from pixel_llm.train import experiment
 
+  _check_overrides('--config.', overrides)
+  values = _load_config_file(path).to_dict()
+  config = config_lib.from_dict(experiment.ExperimentConfig, values)
+  if not overrides:
+    return config
+  # Whole again: files may leave out what is as by default.
+  tree = config_dict.ConfigDict(config_lib.to_dict(config)).lock()
   for argument in overrides:
-    if not argument.startswith('--config.') or '=' not in argument:
-      raise config_lib.ConfigError(
-        f'argument {argument!r}: expected --config.KEY=VALUE.'
-      )
-  tree = _load_config_file(path)
-  values = flags.FlagValues()
+    _check_key(tree, argument.removeprefix('--config.').partition('=')[0])
+  parsed = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict(
-      'config', tree, flag_values=values, sys_argv=['pixel-llm', *overrides]
+      'config', tree, flag_values=parsed, sys_argv=['pixel-llm', *overrides]
     )
-    values(['pixel-llm', *overrides])
+    parsed(['pixel-llm', *overrides])
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     raise config_lib.ConfigError(
       f'{" ".join(overrides)}: {e.args[0] if e.args else e!s}'
     ) from e
   # The flags have changed it in place.
-  values_now = tree.to_dict()
-  from pixel_llm.train import experiment
+  return config_lib.from_dict(experiment.ExperimentConfig, tree.to_dict())
 
-  return config_lib.from_dict(experiment.ExperimentConfig, values_now)
+
+def _check_key(tree, path: str) -> None:
+  """Raises ConfigError with the path of the first key that is not there."""
+  from pixel_llm import config as config_lib
+
+  keys = path.split('.')
+  for i, key in enumerate(keys):
+    if not hasattr(tree, 'keys'):
+      parent = '.'.join(keys[:i])
+      raise config_lib.ConfigError(
+        f'config {parent}.{key}: {parent} has no keys; it is {tree!r}.'
+      )
+    name = key.partition('[')[0]  # of a tuple, `key[0]`
+    if name not in tree:
+      where = '.'.join(keys[: i + 1])
+      raise config_lib.ConfigError(
+        config_lib.unknown_key(where, name, list(tree.keys()))
+      )
+    tree = tree[name]
 
 
 def _load_config_file(path: str):
-  """What `get_config()` of a Python file gives.
+  """What `get_config()` of a Python file gives, `get_config('a')` of `path:a`.
 
   Raises:
     ConfigError: naming the line of the file that failed.
@@ -513,14 +585,17 @@ def _load_config_file(path: str):
 
   from pixel_llm import config as config_lib
 
+  given, arguments = path, []
+  if not os.path.isfile(path) and ':' in path:
+    path, *arguments = path.rsplit(':', 1)
   if not os.path.isfile(path):
-    raise config_lib.ConfigError(f'--config {path}: no such file.')
+    raise config_lib.ConfigError(f'--config {given}: no such file.')
   # Configs import `configs.default`, wherever they lie.
   root = str(pathlib.Path(path).resolve().parent.parent)
   if root not in sys.path:
     sys.path.insert(0, root)
   try:
-    return runpy.run_path(path)['get_config']()
+    return runpy.run_path(path)['get_config'](*arguments)
   except Exception as e:
     lines = [
       f.lineno
@@ -533,7 +608,7 @@ def _load_config_file(path: str):
       if isinstance(e, KeyError) and e.args == ('get_config',)
       else f'{type(e).__name__}: {e}'
     )
-    raise config_lib.ConfigError(f'--config {path}: {where}{what}') from e
+    raise config_lib.ConfigError(f'--config {given}: {where}{what}') from e
 
 
 def _print_metrics(metrics: dict[str, float], targets) -> None:
@@ -605,10 +680,17 @@ def _record_set(text: str) -> tuple[str, str]:
 
 
 def _add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
-  parser.add_argument(
+  group = parser.add_mutually_exclusive_group(required=required)
+  group.add_argument(
     '--config',
-    required=required,
-    help='an ml_collections file; change leaves with --config.loop.steps=100',
+    help='an ml_collections file, or FILE:SIZE of T5; change leaves with '
+    '--config.loop.steps=100',
+  )
+  group.add_argument(
+    '--gin_file',
+    action='append',
+    help='a gin file instead, or several, the later on top; change leaves with '
+    '--gin.experiment.LoopConfig.steps=100',
   )
 
 
@@ -798,6 +880,13 @@ def _parser() -> argparse.ArgumentParser:
     '--depth', type=_count, default=1, help='names of a path that a part has'
   )
   sub.add_argument('--json', action='store_true', help='one line a part')
+
+  sub = verb('config', config)
+  _add_config(sub)
+  sub.add_argument(
+    '--diff', action='store_true', help='only what differs from the defaults'
+  )
+  sub.add_argument('--json', action='store_true', help='for machines')
 
   sub = verb('evaluate', evaluate)
   sub.add_argument('--workdir', required=True)
