@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 import types
 import typing
@@ -148,7 +149,8 @@ def from_gin(
   """Builds `cls` by gin.
 
   Files name classes by modules that they import (`dynamic_registration`) or by
-  `module.Class`, as bindings do. They include others from their own folder.
+  `module.Class`, as bindings do. They include others by paths from two folders
+  above the given one (the root, of ours), from its own, or from where one is.
 
   Args:
     cls: a dataclass, as for `from_dict`.
@@ -164,22 +166,36 @@ def from_gin(
   except ImportError as e:
     raise ConfigError("gin: expected `pip install 'pixel-llm[gin]'`.") from e
   gin.clear_config(clear_constants=True)
+  folders = gin.config._LOCATION_PREFIXES
+  before, silenced = list(folders), logging.root.manager.disable
+  logging.disable(logging.ERROR)  # of every place where a file is not
   try:
     for known in _dataclasses(cls):
       gin.register(known, module=known.__module__)
     for file in files:
       if not os.path.isfile(file):
         raise ConfigError(f'gin file {file}: no such file.')
-      gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
+      folder = os.path.dirname(os.path.abspath(file))
+      root = os.path.dirname(os.path.dirname(folder))
+      folders[:] = [root, folder, *before]
       _by_gin(f'gin file {file}', lambda file=file: gin.parse_config_file(file))
     for binding in bindings:
       _by_gin(f'gin {binding}', lambda text=binding: gin.parse_config(text))
+    _check_scalars(cls, gin.config._CONFIG)
     tree = _by_gin('gin', gin.get_configurable(cls))
     _check_used(gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)
   finally:
     gin.clear_config(clear_constants=True)
-  # Gin checks names alone.
-  return from_dict(cls, to_dict(tree))
+    folders[:] = before
+    logging.disable(silenced)
+  # Gin checks names alone. The order of streams is that of a ConfigDict.
+  return from_dict(cls, _sorted(to_dict(tree)))
+
+
+def _sorted(values: Any) -> Any:
+  if not isinstance(values, dict):
+    return values
+  return {k: _sorted(v) for k, v in sorted(values.items())}
 
 
 def _by_gin(where: str, call: Callable[[], Any]) -> Any:
@@ -187,6 +203,16 @@ def _by_gin(where: str, call: Callable[[], Any]) -> Any:
     return call()
   except Exception as e:  # what a binding makes code raise
     raise ConfigError(f'{where}: {" ".join(str(e).split())}') from e
+
+
+def _check_scalars(cls: type, bound: dict) -> None:
+  """Types, before a constructor stumbles over them."""
+  known = {f'{c.__module__}.{c.__name__}': c for c in _dataclasses(cls)}
+  for (_, name), values in bound.items():
+    hints = typing.get_type_hints(known[name]) if name in known else {}
+    for field, value in values.items():
+      if field in hints and isinstance(value, (bool, int, float, str)):
+        _cast(hints[field], value, f'{name}.{field}')
 
 
 def _check_used(bound: dict, used: dict) -> None:

@@ -70,7 +70,7 @@ def test_the_papers_setting(capsys):
 
 
 def test_a_table_of_parts(capsys):
-  arguments = ['params', '--config', str(CONFIGS / 'narrate_base.py')]
+  arguments = ['params', '--config', f'{CONFIGS}/narrate.py:base']
   overrides = ['--config.model.t5.lora.rank=8', '--config.loop.steps=7']
   assert main.main([*arguments, *overrides]) == 0
   rows = [x.split() for x in capsys.readouterr().out.splitlines()]
@@ -79,7 +79,7 @@ def test_a_table_of_parts(capsys):
   lora = (12 + 2 * 12) * 2 * 8 * (768 + 768)
   assert cells['t5'][0] == f'{247_577_856 + lora:,}'
   assert cells['t5'][-2:] == [f'{lora:,}', '0.4%']
-  assert cells['sam'][1:3] == ['342', 'MiB']
+  assert cells['sam'][1:3] == ['2.37', 'GiB']
   assert len({len(row) for row in rows[1:]}) == 1
 
 
