@@ -4,7 +4,7 @@
 
   pixel-llm train --config configs/joint.py --workdir runs/joint
 
-No score is published; starts as `narrate.py`. Not run here.
+We know of no published score. It starts as `narrate.py`. Not run here.
 
 Source: scenic pixel_llm, `configs/t5/pixel_llm_t5_trace_ref_densecap_llava.py`.
 Reference: there all have 16 regions of 160 text tokens. Here a stream a kind of

@@ -5,8 +5,8 @@
   pixel-llm train --config configs/narrate.py --workdir runs/narrate
 
 `configs/narrate.py:base` has another T5; encoders are EVA-02-L/14 and SAM ViT-H
-with all. Weights are of `pixel-llm import`. No score is published for it alone,
-and the published run began from an unreleased caption model. Not run here.
+with all. Weights are of `pixel-llm import`. We know of no published score of it
+alone, and that run began from an unreleased caption model. Not run here.
 
 Source: scenic pixel_llm, `configs/t5/pixel_llm_t5_trace.py`.
 Reference: its prompts are cut after 8 tokens, ours fit.
