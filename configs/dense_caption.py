@@ -9,9 +9,8 @@ here asks for, METEOR 20.1 and CIDEr 149.0 on Visual Genome, 15.3 and 92.0 on
 RefCOCOg. It goes on from `narrate.py`'s run. Not run here.
 
 Source: scenic pixel_llm, `configs/t5/pixel_llm_t5_densecap.py`.
-Reference: there EVA's learning rate decays by 0.8 a layer downwards, which our
-optimizer lacks. Nothing here asks for points, so their head is frozen instead
-of left out.
+Reference: nothing here asks for points, so their head is frozen instead of left
+out.
 """
 
 import ml_collections
@@ -42,6 +41,7 @@ def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 1000
     config.optimizer.weight_decay = 0.05
+    config.optimizer.layer_decay = {}  # of EVA, as published
     config.optimizer.freeze += ('^regression/',)
     config.loop.steps = 40_000
   return config

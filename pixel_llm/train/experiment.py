@@ -180,6 +180,9 @@ class LoopConfig:
       by `pixel-llm evaluate`.
     workers: threads of each host that prepare examples; 0 takes as many as
       there are cores.
+    microbatches: parts that a step's batch is learned from one after another,
+      which takes less memory; the result is that of the whole, but for rounding
+      and what is drawn.
     max_damaged: examples that each host may pass over since they cannot be
       read; one more ends the run.
   """
@@ -189,6 +192,7 @@ class LoopConfig:
   checkpoint_every: int = 1000
   eval_every: int = 0
   workers: int = 0
+  microbatches: int = 1
   max_damaged: int = 100
 
 

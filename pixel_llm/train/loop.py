@@ -207,6 +207,14 @@ class Trainer:
       name: loader_lib.Stream(s.mixture, config.data.sizes(s), s.rate)
       for name, s in config.data.streams.items()
     }
+    parts = self.mesh.shape['data'] * loop.microbatches
+    for name, stream in streams.items():
+      if loop.microbatches < 1 or stream.sizes.batch % parts:
+        raise config_lib.ConfigError(
+          f'config data.streams.{name}.batch: {stream.sizes.batch} does not '
+          f'divide by {parts}, the devices of the data axis times '
+          'loop.microbatches.'
+        )
     loader = loader_lib.Loader(
       streams,
       config.seed,
@@ -223,6 +231,7 @@ class Trainer:
         optimizer=self._optimizer,
         config=config.loss,
         rng=jax.random.key(config.seed),
+        microbatches=loop.microbatches,
       ),
       donate_argnums=0,
     )

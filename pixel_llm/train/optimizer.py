@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.core import meta
 from optax import contrib
@@ -67,8 +68,62 @@ class MuonConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdafactorConfig:
+  """Adafactor: second moments as a row and a column of each large matrix.
+
+  Updates are clipped to a root mean square of `clip` and scaled by that of
+  their parameter, so that the learning rate is relative, as T5X has it.
+
+  Attributes:
+    decay: of the second moments, at step t, 1 - t ** -decay.
+    clip: largest root mean square of an update; None for any.
+    relative: scales by the parameter's root mean square, 1e-3 at least.
+    factored_from: both sides of a matrix are this long if it is factored.
+
+  Source: "Adafactor", arXiv 1804.04235.
+  """
+
+  decay: float = 0.8
+  clip: float | None = 1.0
+  relative: bool = True
+  factored_from: int = 128
+
+  def __post_init__(self):
+    _check_numbers(
+      self,
+      ('decay', 0 < self.decay < 1, 'in (0, 1)'),
+      ('clip', self.clip is None or self.clip > 0, '> 0, or None'),
+      ('factored_from', self.factored_from >= 2, '>= 2'),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerDecayConfig:
+  """Learning rates that fall from layer to layer downwards.
+
+  Of N stacked layers, layer i (from 0, the first above the input) has a factor
+  of `decay ** (N - i)`, what is below them `decay ** (N + 1)`.
+
+  Attributes:
+    decay: from a layer to the one below it.
+    stack: regex of the parameters whose axis 0 counts layers.
+    stem: regex of what is below the stack.
+
+  Source: scenic pixel_llm, `layerwise_decay`, which follows MAE's fine-tuning.
+  """
+
+  decay: float = 0.8
+  stack: str = '^eva/blocks/'
+  stem: str = '^eva/(class_token|patch_embed|positions)'
+
+  def __post_init__(self):
+    _check_numbers(self, ('decay', 0 < self.decay <= 1, 'in (0, 1]'))
+    _check_regexes(('stack', (self.stack,)), ('stem', (self.stem,)))
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW, or with it Muon, with linear warm-up and cosine decay.
+  """AdamW, Muon with it, or Adafactor; linear warm-up and cosine decay.
 
   Attributes:
     learning_rate: the peak.
@@ -89,6 +144,8 @@ class OptimizerConfig:
       a large model; 'bfloat16' halves them. What is trained is float32 always,
       and so are norms, biases and positions.
     muon: updates matrices in AdamW's place; None is AdamW alone.
+    adafactor: takes AdamW's place; None is AdamW.
+    layer_decay: of the learning rate downwards; None is none.
   """
 
   learning_rate: float = 1e-3
@@ -109,8 +166,12 @@ class OptimizerConfig:
   freeze: tuple[str, ...] = ()
   frozen_dtype: Literal['float32', 'bfloat16'] = 'float32'
   muon: MuonConfig | None = None
+  adafactor: AdafactorConfig | None = None
+  layer_decay: LayerDecayConfig | None = None
 
   def __post_init__(self):
+    if self.muon is not None and self.adafactor is not None:
+      raise ValueError('muon, adafactor: expected one of them, got both.')
     _check_numbers(
       self,
       ('learning_rate', self.learning_rate > 0, '> 0'),
@@ -202,25 +263,49 @@ def make(
   trainable = [p for p, keep in _leaves(mask) if keep]
   for i, (regex, _) in enumerate(config.multipliers):
     _check_matches(f'multipliers[{i}]', regex, trainable, 'trainable parameter')
+  layers = config.layer_decay
+  depth = 0
+  if layers is not None:
+    for name, regex in (('stack', layers.stack), ('stem', layers.stem)):
+      what = 'trainable parameter'
+      _check_matches(f'layer_decay.{name}', regex, trainable, what)
+    depths = {
+      leaf.shape[0]
+      for path, leaf in _leaves(params)
+      if re.search(layers.stack, path)
+    }
+    if len(depths) > 1:
+      raise config_lib.ConfigError(
+        f'config optimizer.layer_decay.stack: {layers.stack!r} finds stacks of '
+        f'{sorted(depths)} layers; expected one depth.'
+      )
+    (depth,) = depths
 
   def decays(tree):
     return _map_paths(
       lambda path: not any(re.search(r, path) for r in config.no_decay), tree
     )
 
-  def factor(path):
-    for regex, value in config.multipliers:
-      if re.search(regex, path):
-        return value
-    return 1.0
+  def scale(keys, update):
+    path = _path(keys)
+    found = (f for regex, f in config.multipliers if re.search(regex, path))
+    update = update * next(found, 1.0)
+    if layers is None:
+      return update
+    if re.search(layers.stack, path):
+      of_layers = layers.decay ** np.arange(depth, 0, -1, dtype=np.float32)
+      return update * of_layers.reshape(-1, *[1] * (update.ndim - 1))
+    if re.search(layers.stem, path):
+      return update * layers.decay ** (depth + 1)
+    return update
 
   def scaled(updates, params):
     del params
-    return jax.tree.map(
-      lambda u, f: u * f, updates, _map_paths(factor, updates)
-    )
+    return jax.tree.map_with_path(scale, updates)
 
   direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+  if config.adafactor is not None:
+    direction = _adafactor(config.adafactor)
   if config.muon is not None:
     direction = optax.partition(
       {'adam': direction, 'muon': _muon(config.muon)},
@@ -234,6 +319,19 @@ def make(
   ]
   if config.clip_norm is not None:
     parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  return optax.chain(*parts)
+
+
+def _adafactor(config: AdafactorConfig) -> optax.GradientTransformation:
+  parts = [
+    optax.scale_by_factored_rms(
+      decay_rate=config.decay, min_dim_size_to_factor=config.factored_from
+    )
+  ]
+  if config.clip is not None:
+    parts.append(optax.clip_by_block_rms(config.clip))
+  if config.relative:
+    parts.append(optax.scale_by_param_block_rms())
   return optax.chain(*parts)
 
 

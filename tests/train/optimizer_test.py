@@ -116,6 +116,71 @@ def test_multiplier_scales_the_update_and_the_first_match_applies():
   np.testing.assert_allclose(ratio['t5']['lora_a'], 10, rtol=1e-3)
 
 
+def test_rates_fall_downwards_from_layer_to_layer():
+  params = {
+    'eva': {
+      'blocks': {'kernel': jnp.ones((3, 2, 2)), 'bias': jnp.ones((3, 2))},
+      'patch_embed': {'kernel': jnp.ones((4, 2))},
+      'ln_post': {'scale': jnp.ones(2)},
+    },
+    't5': {'kernel': jnp.ones((2, 2))},
+  }
+  grads = jax.tree.map(lambda x: 0.1 * x, params)
+  plain = optimizer.OptimizerConfig(warmup_steps=0, weight_decay=0.1)
+  decayed = dataclasses.replace(
+    plain,
+    multipliers=(('bias', 2.0),),
+    layer_decay=optimizer.LayerDecayConfig(0.5, stem='^eva/patch_embed'),
+  )
+  a, b = update(plain, params, grads), update(decayed, params, grads)
+  ratio = jax.tree.map(lambda a, b, p: (b - p) / (a - p), a, b, params)
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3)
+  eva = ratio['eva']
+  for layer, factor in enumerate((0.125, 0.25, 0.5)):
+    close(eva['blocks']['kernel'][layer], factor)
+    close(eva['blocks']['bias'][layer], 2 * factor)
+  close(eva['patch_embed']['kernel'], 0.0625)
+  close(eva['ln_post']['scale'], 1)
+  close(ratio['t5']['kernel'], 1)
+  wrong = dataclasses.replace(
+    plain, layer_decay=optimizer.LayerDecayConfig(stack='^sam/', stem='^eva/')
+  )
+  with pytest.raises(
+    config_lib.ConfigError, match=r'layer_decay.stack: .\^sam/'
+  ):
+    update(wrong, params, grads)
+
+
+def test_adafactor_is_optaxs():
+  params = {'a': jnp.linspace(-1, 1, 128 * 160).reshape(128, 160)}
+  grads = {'a': jnp.cos(params['a'] * 9)}
+  config = optimizer.OptimizerConfig(
+    learning_rate=0.01,
+    warmup_steps=0,
+    weight_decay=0.0,
+    clip_norm=None,
+    adafactor=optimizer.AdafactorConfig(),
+  )
+  ours = update(config, params, grads, count=3)
+  rate = optimizer.schedule(config, 100)
+  theirs = optax.adafactor(rate, weight_decay_rate=None)
+  theirs_state = theirs.init(params)
+  for _ in range(3):
+    updates, theirs_state = theirs.update(grads, theirs_state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(ours['a'], params['a'], rtol=1e-5, atol=1e-7)
+  sizes = [x.size for x in jax.tree.leaves(theirs_state)]
+  made = optimizer.make(config, 100, params).init(params)
+  assert max(x.size for x in jax.tree.leaves(made)) == max(sizes) == 160
+
+
+def test_adafactor_and_muon_exclude_each_other():
+  with pytest.raises(ValueError, match='expected one of them, got both'):
+    optimizer.OptimizerConfig(
+      muon=optimizer.MuonConfig(), adafactor=optimizer.AdafactorConfig()
+    )
+
+
 def test_clips_by_the_trainable_norm_alone():
   config = optimizer.OptimizerConfig(
     freeze=('^eva/',), b1=0.0, eps=1e3, weight_decay=0.0, warmup_steps=0
