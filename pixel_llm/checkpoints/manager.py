@@ -4,26 +4,36 @@
 
 A checkpoint is a folder named by its step with three items: `params`, the tree
 by its own names; `train`, the rest of the state; `metadata`, JSON. A reader of
-one item does not touch the others.
+one item does not touch the others. Beside them `digests.json` has the SHA-256
+of every file, by which damage is known; a save that was killed before it was
+written has none, and neither have buckets, which look after their bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 import re
+import threading
+import time
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from pixel_llm import files
+
 _PARAMS, _TRAIN, _METADATA = 'params', 'train', 'metadata'
+_DIGESTS = 'digests.json'
+_POLL_SECONDS = 0.2
 # How many names an error about a tree lists of each kind.
 _LISTED = 20
 
@@ -34,6 +44,10 @@ class CheckpointError(RuntimeError):
   """A checkpoint can't be written, read, or does not fit the model."""
 
 
+class DamagedCheckpointError(CheckpointError):
+  """A checkpoint is not as it was written, or can't be read."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """What is kept, and whether training waits for the disk.
@@ -42,11 +56,14 @@ class CheckpointConfig:
     keep_last: the newest so many checkpoints stay.
     keep_every: those whose step is a multiple of it stay too; None for none.
     asynchronous: `save` returns when the state is copied to host memory.
+    digests: written for each checkpoint by a thread, and compared before one is
+      restored to go on from.
   """
 
   keep_last: int = 3
   keep_every: int | None = None
   asynchronous: bool = True
+  digests: bool = True
 
   def __post_init__(self):
     if self.keep_last < 1:
@@ -94,6 +111,7 @@ class CheckpointManager:
     # Set before opening, so that a failed open can be closed.
     self._manager: ocp.CheckpointManager | None = None
     self._failed = False
+    self._digester: threading.Thread | None = None
     _quiet_orbax()
     self._open()
 
@@ -135,6 +153,67 @@ class CheckpointManager:
       if not self._config.asynchronous:
         manager.wait_until_finished()
     self._failed = False
+    local = '://' not in os.fspath(self.directory)
+    if self._config.digests and local and jax.process_index() == 0:
+      self._digester = threading.Thread(
+        target=self._digest, args=(step, manager), name='digests', daemon=True
+      )
+      self._digester.start()
+
+  def _digest(self, step: int, manager: ocp.CheckpointManager) -> None:
+    """Writes the digests of a checkpoint as soon as it is complete."""
+    folder = self.directory / str(step)
+    while not ocp.utils.is_checkpoint_finalized(folder):
+      if manager is not self._manager:
+        return  # it failed
+      time.sleep(_POLL_SECONDS)
+    with contextlib.suppress(OSError):  # by now it may be gone again
+      files.write(folder / _DIGESTS, json.dumps(_sha256(folder), indent=1))
+
+  def check(self, step: int) -> None:
+    """Compares a checkpoint's files with their digests, if it has them.
+
+    Every process reads all of it; call it on one.
+
+    Raises:
+      DamagedCheckpointError: a file is missing or another.
+    """
+    folder = self.directory / str(step)
+    if not (folder / _DIGESTS).exists():
+      return
+    with self._reading(step):
+      wanted = json.loads((folder / _DIGESTS).read_text())
+      found = _sha256(folder)
+    for name, digest in wanted.items():
+      if found.get(name) != digest:
+        what = 'is missing' if name not in found else 'is not what was written'
+        raise DamagedCheckpointError(
+          f'{self.directory}: step {step} is damaged: {name} {what}.'
+        )
+
+  def set_aside(self, step: int) -> epath.Path:
+    """Moves a checkpoint out of the way, and says where to.
+
+    Raises:
+      CheckpointError: it cannot be moved.
+    """
+    self.wait()
+    self._discard()
+    target = self.directory.with_name(f'{self.directory.name}.damaged')
+    if jax.process_index() == 0:
+      try:
+        target.mkdir(parents=True, exist_ok=True)
+        (self.directory / str(step)).replace(
+          target / f'{step}.{int(time.time())}'
+        )
+      except OSError as e:
+        raise CheckpointError(
+          f'{self.directory}: step {step} cannot be moved to {target}: {e}.'
+        ) from e
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('set_aside')
+    self._open()
+    return target
 
   def restore(self, abstract: State, step: int | None = None) -> State:
     """The state as it was saved, bit for bit, laid out as `abstract` says.
@@ -195,6 +274,9 @@ class CheckpointManager:
     """
     with self._saving('the last save failed'):
       self._opened().wait_until_finished()
+    if self._digester is not None:
+      self._digester.join()
+      self._digester = None
 
   def close(self) -> None:
     """Waits for the save under way and ends the threads; may be repeated.
@@ -286,7 +368,7 @@ class CheckpointManager:
     except CheckpointError:
       raise
     except Exception as e:
-      raise CheckpointError(
+      raise DamagedCheckpointError(
         f'{self.directory}: step {step} can not be read: {_cause(e)}'
       ) from e
 
@@ -326,6 +408,19 @@ class CheckpointManager:
       }
       restored = manager.restore(step, args=ocp.args.Composite(**wanted))
       return {item: _like(tree, restored[item]) for item, tree in trees.items()}
+
+
+def _sha256(folder: epath.Path) -> dict[str, str]:
+  """Path within the folder -> digest, of all files but that of digests."""
+  found = {}
+  for root, _, names in sorted(os.walk(folder)):
+    for name in sorted(names):
+      path = os.path.join(root, name)
+      with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      found[os.path.relpath(path, folder)] = digest
+  found.pop(_DIGESTS, None)
+  return found
 
 
 def _rest(state: Any) -> Any:

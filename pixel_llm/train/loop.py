@@ -20,6 +20,7 @@ import numpy as np
 from clu import metric_writers
 from etils import epath
 from flax import linen as nn
+from jax.experimental import multihost_utils
 
 from pixel_llm import config as config_lib
 from pixel_llm import files, pictures, sharding
@@ -146,26 +147,59 @@ class Trainer:
     )
 
   def restore_or_create(self) -> state_lib.TrainState:
-    """The newest checkpoint of the workdir, or a fresh state.
+    """The newest whole checkpoint of the workdir, or a fresh state.
+
+    Newer ones that are damaged are moved out of the way, into
+    `checkpoints.damaged`.
 
     Raises:
-      CheckpointError: the checkpoint can't be read, or does not fit.
+      CheckpointError: no checkpoint that there is can be read, or the one that
+        can does not fit.
       ConfigError: it was trained with another vocabulary.
       TensorFileError: a source of `init` is damaged.
       ValueError: it has NaN or infinite numbers.
     """
-    latest = self.checkpoints.latest_step()
-    if latest is None:
+    steps = self.checkpoints.steps()
+    if not steps:
       return self._create()
-    metadata = self.checkpoints.metadata(latest)
+    for step in reversed(steps):
+      try:
+        self._check(step)
+        return self._restore(step)
+      except manager_lib.DamagedCheckpointError as e:
+        if step == steps[0]:
+          raise
+        where = self.checkpoints.set_aside(step)
+        self._log(f'passed over, and moved to {where}: {e}')
+    raise AssertionError('the oldest is restored or raises')
+
+  def _check(self, step: int) -> None:
+    """Looks for damage on one process, and tells all."""
+    damage = None
+    if jax.process_index() == 0:
+      try:
+        self.checkpoints.check(step)
+      except manager_lib.DamagedCheckpointError as e:
+        damage = e
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(
+      np.asarray(damage is not None)
+    ):
+      damage = damage or manager_lib.DamagedCheckpointError(
+        f'{self.workdir}: step {step} is damaged.'
+      )
+    if damage is not None:
+      raise damage
+
+  def _restore(self, step: int) -> state_lib.TrainState:
+    metadata = self.checkpoints.metadata(step)
     if metadata.get('vocabulary') != self.vocabulary.digest:
       raise config_lib.ConfigError(
-        f'{self.workdir}: step {latest} was trained with the vocabulary of '
+        f'{self.workdir}: step {step} was trained with the vocabulary of '
         f'SHA-256 {metadata.get("vocabulary")}, but {self.vocabulary.path} '
         f'has {self.vocabulary.digest}.'
       )
-    self._log(f'resuming at step {latest}')
-    return self.checkpoints.restore(self._abstract(), latest)
+    self._log(f'resuming at step {step}')
+    return self.checkpoints.restore(self._abstract(), step)
 
   def restore_params(self) -> tuple[int, Any]:
     """(step, parameters on the mesh) of the newest checkpoint."""

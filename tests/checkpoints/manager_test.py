@@ -275,6 +275,36 @@ def test_damaged_checkpoint_is_named(tmp_path):
     assert_same(manager.restore(abstract(make_state()), 1), make_state())
 
 
+def test_digests_find_what_orbax_does_not(tmp_path):
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    for step in (1, 2):
+      manager.save(step, make_state())
+    manager.wait()
+    manager.check(1)
+    manager.check(2)
+    # A flipped bit anywhere, of a file that is never read alike.
+    files = sorted(p for p in (tmp_path / '2').rglob('*') if p.is_file())
+    largest = max(files, key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(
+      manager_lib.DamagedCheckpointError,
+      match=r'step 2 is damaged: .* is not what was written',
+    ):
+      manager.check(2)
+    where = manager.set_aside(2)
+    assert manager.steps() == [1]
+    assert len(list(where.iterdir())) == 1
+    manager.save(2, make_state())
+    assert manager.steps() == [1, 2]
+    (tmp_path / '2' / 'metadata' / 'metadata').unlink()
+    with pytest.raises(
+      manager_lib.DamagedCheckpointError, match='metadata is missing'
+    ):
+      manager.check(2)
+
+
 @pytest.mark.parametrize('below', ['', 'deeper'])
 def test_file_in_place_of_the_directory(tmp_path, below):
   path = tmp_path / 'file'

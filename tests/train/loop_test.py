@@ -128,6 +128,21 @@ def test_a_restart_equals_no_interruption_bit_for_bit(
   assert_equal(state, finished[1])
 
 
+def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
+  """Training goes on from the one before, and ends where it would have."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished[0], workdir)
+  newest = workdir / 'checkpoints' / str(STEPS)
+  file = max(newest.rglob('*'), key=lambda p: p.stat().st_size)
+  file.write_bytes(file.read_bytes()[:-1] + b'?')
+  lines = []
+  state = train(config, workdir, lines)
+  assert_equal(state, finished[1])
+  assert any('step 8 is damaged' in line for line in lines)
+  assert f'resuming at step {STEPS // 2}' in lines
+  assert (workdir / 'checkpoints.damaged').is_dir()
+
+
 def test_frozen_parameters_do_not_move(config, finished, tmp_path):
   trainer = make(config, tmp_path)
   with trainer.checkpoints:
