@@ -240,6 +240,19 @@ def train(args: argparse.Namespace) -> int:
   return 0
 
 
+def replay(args: argparse.Namespace) -> None:
+  """Runs one step of a run once more, and says what each example cost."""
+  from pixel_llm.train import experiment, loop
+  from pixel_llm.train import replay as replay_lib
+
+  trainer = loop.Trainer(
+    experiment.load(args.workdir), args.workdir, lambda line: None
+  )
+  with trainer.checkpoints, _bar('replay', 'steps') as progress:
+    found = replay_lib.replay(trainer, args.step, progress)
+  print(json.dumps(found.to_json()) if args.json else found)
+
+
 def params(args: argparse.Namespace) -> None:
   """Counts the parameters of a config; allocates none."""
   # Shapes alone: an accelerator would be taken for nothing.
@@ -873,6 +886,11 @@ def _parser() -> argparse.ArgumentParser:
   sub = verb('train', train)
   _add_config(sub)
   sub.add_argument('--workdir', required=True)
+
+  sub = verb('replay', replay)
+  sub.add_argument('--workdir', required=True)
+  sub.add_argument('--step', type=_count, required=True, help='the first is 1')
+  sub.add_argument('--json', action='store_true', help='for machines')
 
   sub = verb('params', params)
   _add_config(sub)

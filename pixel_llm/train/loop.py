@@ -117,7 +117,7 @@ class Trainer:
       self.config.init, self._abstract().params
     )
 
-  def _create(self) -> state_lib.TrainState:
+  def create(self) -> state_lib.TrainState:
     """A fresh state, of parameters from the sources as far as they go."""
     given = None
     if self._sources:
@@ -161,11 +161,11 @@ class Trainer:
     """
     steps = self.checkpoints.steps()
     if not steps:
-      return self._create()
+      return self.create()
     for step in reversed(steps):
       try:
         self._check(step)
-        return self._restore(step)
+        return self.restore(step)
       except manager_lib.DamagedCheckpointError as e:
         if step == steps[0]:
           raise
@@ -190,7 +190,8 @@ class Trainer:
     if damage is not None:
       raise damage
 
-  def _restore(self, step: int) -> state_lib.TrainState:
+  def restore(self, step: int) -> state_lib.TrainState:
+    """The state of a checkpoint."""
     metadata = self.checkpoints.metadata(step)
     if metadata.get('vocabulary') != self.vocabulary.digest:
       raise config_lib.ConfigError(
@@ -219,6 +220,41 @@ class Trainer:
       },
     )
 
+  def loader(self) -> loader_lib.Loader:
+    """The batches of the run, by step."""
+    streams = {
+      name: loader_lib.Stream(s.mixture, self.config.data.sizes(s), s.rate)
+      for name, s in self.config.data.streams.items()
+    }
+    return loader_lib.Loader(
+      streams,
+      self.config.seed,
+      workers=self.config.loop.workers,
+      max_damaged=self.config.loop.max_damaged,
+    )
+
+  def step_fn(self):
+    """The jitted training step: (state, batch) -> (state, metrics)."""
+    return jax.jit(
+      functools.partial(
+        step_lib.train_step,
+        model=self.model,
+        mask=self._mask,
+        optimizer=self._optimizer,
+        config=self.config.loss,
+        rng=jax.random.key(self.config.seed),
+        microbatches=self.config.loop.microbatches,
+      ),
+      donate_argnums=0,
+    )
+
+  def placed(self):
+    """Where steps run: mesh and rules, as a context."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax.set_mesh(self.mesh))
+    stack.enter_context(nn.logical_axis_rules(self._rules))
+    return stack
+
   def train(self, progress: Progress | None = None) -> state_lib.TrainState:
     """Runs to the last step, from wherever the workdir is.
 
@@ -231,55 +267,34 @@ class Trainer:
       Preempted: a signal ended it; everything done so far is saved.
       FloatingPointError: the loss is not finite.
     """
-    config, loop = self.config, self.config.loop
+    loop = self.config.loop
     state = self.restore_or_create()
     start = int(state.step)
     if start >= loop.steps:
       self._log(f'training is complete: step {start} of {loop.steps}')
       return state
-    streams = {
-      name: loader_lib.Stream(s.mixture, config.data.sizes(s), s.rate)
-      for name, s in config.data.streams.items()
-    }
+    loader = self.loader()
     parts = self.mesh.shape['data'] * loop.microbatches
-    for name, stream in streams.items():
+    for name, stream in loader.streams.items():
       if loop.microbatches < 1 or stream.sizes.batch % parts:
         raise config_lib.ConfigError(
           f'config data.streams.{name}.batch: {stream.sizes.batch} does not '
           f'divide by {parts}, the devices of the data axis times '
           'loop.microbatches.'
         )
-    loader = loader_lib.Loader(
-      streams,
-      config.seed,
-      workers=loop.workers,
-      max_damaged=loop.max_damaged,
-    )
     batch_sharding = sharding.batch_sharding(self.mesh)
     batches = loader_lib.on_device(loader.batches(start), batch_sharding)
-    step_fn = jax.jit(
-      functools.partial(
-        step_lib.train_step,
-        model=self.model,
-        mask=self._mask,
-        optimizer=self._optimizer,
-        config=config.loss,
-        rng=jax.random.key(config.seed),
-        microbatches=loop.microbatches,
-      ),
-      donate_argnums=0,
-    )
+    step_fn = self.step_fn()
     writer = metric_writers.SummaryWriter(self.workdir)
     curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
     stop = _Stop()
-    pending: dict[str, list[Any]] = {}
+    pending: dict[str, list[tuple[int, Any]]] = {}
     waited, saved, reported = 0.0, start, 0
     interval_began, examples, logged = time.time(), 0, start
     with (
       stop,
       contextlib.closing(batches),
-      jax.set_mesh(self.mesh),
-      nn.logical_axis_rules(self._rules),
+      self.placed(),
     ):
       for step in range(start + 1, loop.steps + 1):
         before = time.time()
@@ -288,15 +303,17 @@ class Trainer:
         examples += batch.image.shape[0]
         state, metrics = step_fn(state, batch)
         for key, value in metrics.items():
-          pending.setdefault(f'{name}/{key}', []).append(value)
+          pending.setdefault(f'{name}/{key}', []).append((step, value))
         last = step == loop.steps or stop.asked
         if progress:
           progress(step, loop.steps)
         if step % loop.log_every == 0 or last:
-          values = {
-            k: float(np.mean(jax.device_get(v))) for k, v in pending.items()
-          }
+          found = jax.device_get(pending)
           pending.clear()
+          values = {
+            k: float(np.mean([x for _, x in pairs]))
+            for k, pairs in found.items()
+          }
           seconds = time.time() - interval_began
           values['learning_rate'] = float(self._schedule(step - 1))
           values['examples_per_second'] = examples / seconds
@@ -310,7 +327,7 @@ class Trainer:
           left = seconds / (step - logged) * (loop.steps - step)
           waited, interval_began, examples = 0.0, time.time(), 0
           logged = step
-          _check_finite(values, step)
+          self._check_finite(found)
           writer.write_scalars(step, values)
           curve.add(step, values)
           self._log(_line(step, loop.steps, values, left))
@@ -332,6 +349,22 @@ class Trainer:
         'is saved, the same command goes on from there'
       )
     return state
+
+  def _check_finite(self, found: dict[str, list[tuple[int, Any]]]) -> None:
+    """Raises FloatingPointError at the first step that had NaN or infinity."""
+    bad: dict[int, list[str]] = {}
+    for name, pairs in found.items():
+      for step, value in pairs:
+        if not np.isfinite(value):
+          bad.setdefault(step, []).append(name)
+    if bad:
+      step = min(bad)
+      raise FloatingPointError(
+        f'step {step}: {", ".join(bad[step])} not finite. The checkpoints '
+        f'before it are kept; `pixel-llm replay --workdir {self.workdir} '
+        f'--step {step}` says which examples it was. If it is none of them, '
+        'lower optimizer.learning_rate.'
+      )
 
   def evaluate(
     self,
@@ -457,15 +490,6 @@ def keep_vocabulary(
 def _counted(leaves: Iterable[Any]) -> str:
   sizes = [leaf.size for leaf in leaves]
   return f'{len(sizes)} parameters, {sum(sizes):,} numbers'
-
-
-def _check_finite(values: dict[str, float], step: int) -> None:
-  bad = [k for k, v in values.items() if not np.isfinite(v)]
-  if bad:
-    raise FloatingPointError(
-      f'step {step}: {", ".join(bad)} not finite; the checkpoints before it '
-      'are kept. Lower optimizer.learning_rate, or look at the data.'
-    )
 
 
 def _line(step: int, steps: int, values: dict[str, float], left: float) -> str:

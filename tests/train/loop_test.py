@@ -561,3 +561,60 @@ def test_the_readmes_own_task_trains(config, tmp_path, monkeypatch):
     results = trainer.evaluate(state.params, 2)
   assert any(line.startswith('step 2/2') for line in lines)
   assert 0 <= results['birds_refer'].metrics['p_at_0.5'] <= 1
+
+
+def test_a_step_that_is_not_finite_is_found_and_replayed(
+  config, tmp_path, capsys
+):
+  """One word of one narrative points at nothing that is a number."""
+  from pixel_llm import example, tasks
+  from pixel_llm.data import datasets, registry
+
+  registry.use_vocabulary(
+    vocabulary_lib.Vocabulary(config.data.vocabulary, config.data.extra_ids)
+  )
+  datasets.register(config.data.records)
+  source = registry.task_of('scenes_narrate').sequence
+  rows = [source.example('train', i) for i in range(6)]
+  region = rows[4].regions[0]
+  rows[4] = dataclasses.replace(
+    rows[4],
+    regions=(
+      dataclasses.replace(region, span_boxes=region.span_boxes * np.nan),
+    ),
+  )
+  registry.add_task(
+    'sick_narrate',
+    registry.SequenceSource({'train': rows}, lambda row: row),
+    tasks.NARRATE,
+    replace=True,
+  )
+  assert isinstance(rows[4], example.Example)
+  shape = dataclasses.replace(
+    config.data.streams['narrate'], mixture='sick_narrate', batch=2
+  )
+  config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, streams={'sick': shape})
+  )
+  trainer = make(config, tmp_path)
+  loader = trainer.loader()
+  first = next(
+    i for i in range(10) if 4 in [s.index for s in loader.slots(i)[1]]
+  )
+  number = first + 1
+  said = rf'step {number}: sick/.* not finite.*replay .*--step {number}'
+  with trainer.checkpoints, pytest.raises(FloatingPointError, match=said):
+    trainer.train()
+  assert (
+    main.main(
+      ['replay', '--workdir', str(tmp_path), '--step', str(first + 1), '--json']
+    )
+    == 0
+  )
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert found['step'] == first + 1 and found['stream'] == 'sick'
+  sick, well = found['examples']
+  assert sick['index'] == 4 and np.isnan(sick['point_l1'])
+  assert well['index'] != 4 and np.isfinite(well['loss'])
+  assert main.main(['replay', '--workdir', str(tmp_path), '--step', '99']) == 1
+  assert 'expected 1 to 8, got 99' in capsys.readouterr().err
