@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import json
 import os
@@ -235,18 +234,8 @@ class Trainer:
 
   def step_fn(self):
     """The jitted training step: (state, batch) -> (state, metrics)."""
-    return jax.jit(
-      functools.partial(
-        step_lib.train_step,
-        model=self.model,
-        mask=self._mask,
-        optimizer=self._optimizer,
-        config=self.config.loss,
-        rng=jax.random.key(self.config.seed),
-        microbatches=self.config.loop.microbatches,
-      ),
-      donate_argnums=0,
-    )
+    step = step_lib.make(self.config, self.model, self._mask, self._optimizer)
+    return jax.jit(step, donate_argnums=0)
 
   def placed(self):
     """Where steps run: mesh and rules, as a context."""

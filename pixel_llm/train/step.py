@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -232,3 +236,21 @@ def train_step(
   metrics['grad_norm'] = optax.tree.norm(grads)
   state = state_lib.TrainState(state.step + 1, params, opt_state)
   return state, metrics
+
+
+def make(
+  config: experiment.ExperimentConfig,
+  model: pixel_llm.PixelLLM,
+  mask: Any,
+  optimizer: optax.GradientTransformation,
+) -> Callable[[state_lib.TrainState, batch_lib.Batch], Any]:
+  """`train_step` of an experiment: (state, batch) -> (state, metrics)."""
+  return functools.partial(
+    train_step,
+    model=model,
+    mask=mask,
+    optimizer=optimizer,
+    config=config.loss,
+    rng=jax.random.key(config.seed),
+    microbatches=config.loop.microbatches,
+  )

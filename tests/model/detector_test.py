@@ -659,7 +659,9 @@ def learned_fixture():
   def update(params, state, key):
     def loss_of(params):
       seen = model.apply({'params': params}, *given, key, method='learn')
-      return sum(losses.detection_loss(seen, jnp.ones(2)))
+      return sum(
+        losses.mean(*p) for p in losses.detection_loss(seen, jnp.ones(2))
+      )
 
     loss, grads = jax.value_and_grad(loss_of)(params)
     updates, state = adam.update(grads, state)
@@ -691,7 +693,7 @@ def test_images_not_wholly_labelled_teach_nothing(learned):
   def loss_of(features, weight):
     given = (features, size, CANVAS, things, weights)
     seen = model.apply({'params': params}, *given, method='learn')
-    return losses.detection_loss(seen, weight)
+    return [losses.mean(*p) for p in losses.detection_loss(seen, weight)]
 
   loss_of = jax.jit(loss_of)
   other = np.stack([features[0], -features[1]])
