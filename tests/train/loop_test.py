@@ -575,7 +575,7 @@ def test_a_step_that_is_not_finite_is_found_and_replayed(
   )
   datasets.register(config.data.records)
   source = registry.task_of('scenes_narrate').sequence
-  rows = [source.example('train', i) for i in range(6)]
+  rows = [source.example('train', i % 6) for i in range(24)]
   region = rows[4].regions[0]
   rows[4] = dataclasses.replace(
     rows[4],
@@ -591,7 +591,7 @@ def test_a_step_that_is_not_finite_is_found_and_replayed(
   )
   assert isinstance(rows[4], example.Example)
   shape = dataclasses.replace(
-    config.data.streams['narrate'], mixture='sick_narrate', batch=2
+    config.data.streams['narrate'], mixture='sick_narrate', batch=8
   )
   config = dataclasses.replace(
     config, data=dataclasses.replace(config.data, streams={'sick': shape})
@@ -599,7 +599,7 @@ def test_a_step_that_is_not_finite_is_found_and_replayed(
   trainer = make(config, tmp_path)
   loader = trainer.loader()
   first = next(
-    i for i in range(10) if 4 in [s.index for s in loader.slots(i)[1]]
+    i for i in range(3) if 4 in [s.index for s in loader.slots(i)[1]]
   )
   number = first + 1
   said = rf'step {number}: sick/.* not finite.*replay .*--step {number}'
@@ -613,8 +613,8 @@ def test_a_step_that_is_not_finite_is_found_and_replayed(
   )
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert found['step'] == first + 1 and found['stream'] == 'sick'
-  sick, well = found['examples']
+  sick, *well = found['examples']
   assert sick['index'] == 4 and np.isnan(sick['point_l1'])
-  assert well['index'] != 4 and np.isfinite(well['loss'])
+  assert all(np.isfinite(w['loss']) and w['index'] != 4 for w in well)
   assert main.main(['replay', '--workdir', str(tmp_path), '--step', '99']) == 1
   assert 'expected 1 to 8, got 99' in capsys.readouterr().err
