@@ -169,8 +169,12 @@ def gradients(
 
     return jax.grad(loss_of, has_aux=True)(trainable)
 
+  # A size may be 0, of which no size of another axis follows.
   parts = jax.tree.map(
-    lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+    lambda x: x.reshape(
+      len(x) // microbatches, microbatches, *x.shape[1:]
+    ).swapaxes(0, 1),
+    batch,
   )
   keys = jax.random.split(rng, microbatches)
   weights = jax.lax.map(

