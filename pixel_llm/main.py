@@ -15,10 +15,10 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 
-# Exit codes: 0 done, 1 a mistake in what was given, 2 usage (argparse's), 75
-# stopped by a signal with everything saved (sysexits' "try again").
-_FAILED, _PREEMPTED = 1, 75
+from pixel_llm import exits
+
 # The keys of `data.build.NAMES`, which isn't imported for `--help`.
 _SOURCES = (
   'coco_captions',
@@ -58,15 +58,32 @@ def main(argv: list[str] | None = None) -> int:
     return known.run(known) or 0
   except KeyboardInterrupt:
     print('pixel-llm: interrupted', file=sys.stderr)
-    return 130
+    return _end(exits.INTERRUPTED, 'interrupted')
   except BrokenPipeError:
     sys.stderr.close()
-    return _FAILED
+    return exits.FAILED
   except Exception as e:
-    if known.debug or not _is_users(e):
-      raise
-    print(f'pixel-llm {known.verb}: error: {_message(e)}', file=sys.stderr)
-    return _FAILED
+    message = _message(e)
+    if not known.debug and _is_users(e):
+      print(f'pixel-llm {known.verb}: error: {message}', file=sys.stderr)
+      return _end(exits.FAILED, message)
+    if _cluster():
+      traceback.print_exc()
+    _end(exits.FAILED, f'{type(e).__name__}: {e}')
+    raise
+
+
+def _end(code: int, message: str) -> int:
+  """The exit code; in a cluster the end of all its processes."""
+  if cluster := _cluster():
+    cluster.leave(code, message)
+  return code
+
+
+def _cluster():
+  """The room of the cluster that this process is in, or None."""
+  cluster = sys.modules.get('pixel_llm.train.cluster')
+  return cluster if cluster is not None and cluster.joined() else None
 
 
 def _is_users(error: Exception) -> bool:
@@ -150,7 +167,7 @@ def check_data(args: argparse.Namespace) -> int:
       progress=progress,
     )
   print(result)
-  return _FAILED if result.reasons else 0
+  return exits.FAILED if result.reasons else 0
 
 
 def show_data(args: argparse.Namespace) -> None:
@@ -228,16 +245,33 @@ def vocabulary(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> int:
   """Trains; the same command goes on after an interruption."""
   config = _experiment(args)
-  from pixel_llm.train import loop
+  with _member(args, config) as watchdog:
+    from pixel_llm.train import loop
 
-  trainer = loop.Trainer(config, args.workdir)
-  with trainer.checkpoints, _bar('train', 'steps') as progress:
-    try:
-      trainer.train(lambda step, steps: progress(step, steps))
-    except loop.Preempted as e:
-      print(f'pixel-llm train: {e}', file=sys.stderr)
-      return _PREEMPTED
-  return 0
+    trainer = loop.Trainer(config, args.workdir)
+    with trainer.checkpoints, _bar('train', 'steps') as progress:
+      try:
+        trainer.train(progress, watchdog)
+      except loop.Preempted as e:
+        print(f'pixel-llm train: {e}', file=sys.stderr)
+        return exits.PREEMPTED
+  return exits.DONE
+
+
+def _member(args: argparse.Namespace, config):
+  """This process as one of the cluster that it finds, or alone."""
+  from pixel_llm.train import cluster
+
+  place = None
+  if not args.no_cluster:
+    place = cluster.find(
+      args.coordinator,
+      args.num_processes,
+      args.process_id,
+      args.local_devices,
+      args.start_timeout,
+    )
+  return cluster.member(place, config, args.workdir, args.start_timeout)
 
 
 def replay(args: argparse.Namespace) -> None:
@@ -296,20 +330,24 @@ def evaluate(args: argparse.Namespace) -> None:
 
   config = experiment.load(args.workdir)
   report = pathlib.Path(args.workdir) / 'report.html'
-  from pixel_llm.checkpoints import manager
+  with _member(args, config) as watchdog:
+    import jax
 
-  with manager.CheckpointManager(
-    pathlib.Path(args.workdir) / 'checkpoints', read_only=True
-  ) as reader:
-    newest = reader.latest_step()
-  metrics = results_lib.read_metrics(args.workdir)
-  if metrics.get('step') != newest or not report.exists() or args.force:
-    metrics = _evaluate(config, args.workdir)
-  _print_metrics(metrics, results_lib.targets(config.eval))
-  print(f'report: {report}')
+    from pixel_llm.checkpoints import manager
+
+    with manager.CheckpointManager(
+      pathlib.Path(args.workdir) / 'checkpoints', read_only=True
+    ) as reader:
+      newest = reader.latest_step()
+    metrics = results_lib.read_metrics(args.workdir)
+    if metrics.get('step') != newest or not report.exists() or args.force:
+      metrics = _evaluate(config, args.workdir, watchdog)
+    if jax.process_index() == 0:
+      _print_metrics(metrics, results_lib.targets(config.eval))
+      print(f'report: {report}')
 
 
-def _evaluate(config, workdir: str) -> dict[str, float]:
+def _evaluate(config, workdir: str, watchdog) -> dict[str, float]:
   import jax
 
   from pixel_llm.train import loop
@@ -318,15 +356,19 @@ def _evaluate(config, workdir: str) -> dict[str, float]:
   trainer = loop.Trainer(config, workdir)
   with trainer.checkpoints:
     step, params = trainer.restore_params()
-    with _bar('evaluate', 'questions') as progress:
-      results = trainer.evaluate(
-        params, step, progress=lambda _, done, total: progress(done, total)
-      )
+    with _bar('evaluate', 'questions') as bar:
+
+      def progress(_, done, total):
+        watchdog.alive()
+        bar(done, total)
+
+      results = trainer.evaluate(params, step, progress=progress)
   metrics = {'step': step, **results_lib.flat_metrics(results)}
   count = sum(x.size for x in jax.tree.leaves(params))
-  results_lib.write_report(workdir, step, config, results, count)
-  # Last: its step is the mark that the report is of this checkpoint.
-  results_lib.write_metrics(workdir, step, metrics)
+  if jax.process_index() == 0:
+    results_lib.write_report(workdir, step, config, results, count)
+    # Last: its step is the mark that the report is of this checkpoint.
+    results_lib.write_metrics(workdir, step, metrics)
   return metrics
 
 
@@ -500,7 +542,7 @@ def _predict(args: argparse.Namespace, ask) -> int:
         out.mkdir(parents=True, exist_ok=True)
         out = out / f'{pathlib.Path(path).stem}.html'
       pictures.save(str(out), image_lib.load(path), predictions)
-  return _FAILED if failed else 0
+  return exits.FAILED if failed else 0
 
 
 def _experiment(args: argparse.Namespace):
@@ -638,7 +680,7 @@ def _print_metrics(metrics: dict[str, float], targets) -> None:
 
 @contextlib.contextmanager
 def _bar(title: str, unit: str = ''):
-  """A progress bar with an ETA; a quiet one where there is no terminal."""
+  """A progress bar with an ETA; quiet without a terminal, or if not first."""
   from rich import progress as rich_progress
 
   columns = (
@@ -650,8 +692,11 @@ def _bar(title: str, unit: str = ''):
     rich_progress.TextColumn('ETA'),
     rich_progress.TimeRemainingColumn(),
   )
+  cluster = _cluster()
+  first = cluster is None or cluster.is_first()
+  terminal = sys.stderr.isatty() or sys.stdout.isatty()
   with rich_progress.Progress(
-    *columns, disable=not sys.stderr.isatty() and not sys.stdout.isatty()
+    *columns, disable=not first or not terminal
   ) as bar:
     task = bar.add_task(title, total=None)
     yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -685,6 +730,10 @@ def _natural(text: str) -> int:
   return int(text)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(_natural(part) for part in text.split(','))
+
+
 def _record_set(text: str) -> tuple[str, str]:
   key, _, directory = text.partition('=')
   if not key or not directory:
@@ -704,6 +753,38 @@ def _add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
     action='append',
     help='a gin file instead, or several, the later on top; change leaves with '
     '--gin.experiment.LoopConfig.steps=100',
+  )
+
+
+def _add_cluster(sub: argparse.ArgumentParser) -> None:
+  """Which processes run together; what is not given is found."""
+  group = sub.add_argument_group(
+    'cluster',
+    'TPU pods, SLURM, Open MPI and JobSets are found without any of these '
+    '(launch/README.md).',
+  )
+  group.add_argument(
+    '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
+  )
+  group.add_argument('--num-processes', type=_count, metavar='N')
+  group.add_argument(
+    '--process-id', type=_natural, metavar='I', help='of this one, from 0 on'
+  )
+  group.add_argument(
+    '--local-devices',
+    type=_numbers,
+    metavar='I,I,...',
+    help='the GPUs of this process, where several share a machine',
+  )
+  group.add_argument(
+    '--no-cluster', action='store_true', help='alone, whatever is found'
+  )
+  group.add_argument(
+    '--start-timeout',
+    type=_count,
+    default=60,
+    metavar='SECONDS',
+    help='for all processes to be there; default 60',
   )
 
 
@@ -739,6 +820,9 @@ def _parser() -> argparse.ArgumentParser:
     prog='pixel-llm',
     description='A language model whose every word knows '
     'where it is in the image.',
+    epilog=f'Exit codes: 0 done, {exits.FAILED} failed, {exits.USAGE} usage, '
+    f'{exits.PREEMPTED} stopped by a signal with everything saved, '
+    f'{exits.STALLED} stood still, {exits.INTERRUPTED} interrupted.',
   )
   parser.add_argument('--version', action='version', version=__version__)
   parser.add_argument(
@@ -886,6 +970,7 @@ def _parser() -> argparse.ArgumentParser:
   sub = verb('train', train)
   _add_config(sub)
   sub.add_argument('--workdir', required=True)
+  _add_cluster(sub)
 
   sub = verb('replay', replay)
   sub.add_argument('--workdir', required=True)
@@ -913,6 +998,7 @@ def _parser() -> argparse.ArgumentParser:
     action='store_true',
     help='again, though this checkpoint was evaluated',
   )
+  _add_cluster(sub)
 
   for name, run in (
     ('narrate', narrate),

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # T5X's own names first (`standard_logical_axis_rules`), then ours.
@@ -41,11 +42,14 @@ class MeshConfig:
     model: devices along `model` (tensor parallelism).
     fsdp: shard the `embed` axis of parameters over `data` as well, which is
       T5X's 2-D parameter partitioning.
+    slices: groups of devices with a slower network (DCN) between them, such as
+      TPU slices: `data` goes over them first, `model` stays within each.
   """
 
   data: int = -1
   model: int = 1
   fsdp: bool = False
+  slices: int = 1
 
   def rules(self) -> tuple[tuple[str, str | None], ...]:
     """The table of this mesh."""
@@ -65,6 +69,21 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     ValueError: the grid does not hold the number of devices.
   """
   devices = jax.devices() if devices is None else devices
+  # Explicit axes, JAX 0.10's default, break Linen.
+  return Mesh(
+    arrange(config, devices), ('data', 'model'), axis_types=(AxisType.Auto,) * 2
+  )
+
+
+def arrange(config: MeshConfig, devices: list) -> np.ndarray:
+  """The devices as a [data, model] grid.
+
+  TPUs that are neighbours on the `model` axis are neighbours in their torus;
+  other devices stay in JAX's order, which is by process.
+
+  Raises:
+    ValueError: as `make_mesh`.
+  """
   data = config.data
   if data == -1 and config.model > 0:
     data = len(devices) // config.model
@@ -73,9 +92,27 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
       f'mesh: data={config.data} x model={config.model} does not fit '
       f'{len(devices)} devices.'
     )
-  grid = np.asarray(devices).reshape(data, config.model)
-  # Explicit axes, JAX 0.10's default, break Linen.
-  return Mesh(grid, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+  if config.slices < 1 or data % config.slices:
+    raise ValueError(
+      f'mesh: data={data} does not divide by slices={config.slices}.'
+    )
+  if devices[0].platform != 'tpu' or len(devices) == 1:
+    return np.asarray(devices).reshape(data, config.model)
+  found = len({getattr(d, 'slice_index', 0) for d in devices})
+  if found != config.slices:
+    raise ValueError(
+      f'mesh: slices={config.slices}, but the TPUs are of {found} slices.'
+    )
+  if found == 1:
+    return mesh_utils.create_device_mesh(
+      (data, config.model), devices, allow_split_physical_axes=True
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    (data // config.slices, config.model),
+    (config.slices, 1),
+    devices,
+    allow_split_physical_axes=True,
+  )
 
 
 def state_shardings(abstract, mesh: Mesh, rules):
@@ -118,6 +155,44 @@ def state_shardings(abstract, mesh: Mesh, rules):
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Axis 0 over `data`, the rest whole."""
   return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def data_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count) of this process's part of a batch over `data`.
+
+  Processes of the same rows of the mesh, as where `model` goes over several,
+  have the same part.
+
+  Raises:
+    ValueError: processes have parts of unequal size, or that overlap.
+  """
+  rows: dict[int, set[int]] = {}
+  for row, devices in enumerate(mesh.devices):
+    for device in devices:
+      rows.setdefault(device.process_index, set()).add(row)
+  parts = sorted({tuple(sorted(part)) for part in rows.values()})
+  if len({len(p) for p in parts}) > 1 or sum(map(len, parts)) != len(
+    mesh.devices
+  ):
+    raise ValueError(
+      f'mesh: data={mesh.shape["data"]} x model={mesh.shape["model"]} does not '
+      f'give each of {len(rows)} processes a part of its own of a batch.'
+    )
+  return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def local_rows(sharding: NamedSharding, batch: int) -> set[int]:
+  """The rows of a batch that lie on this process's devices."""
+  places = sharding.addressable_devices_indices_map((batch,)).values()
+  return {r for place in places if place for r in range(batch)[place[0]]}
+
+
+def place(values, sharding: NamedSharding):
+  """A tree of arrays that every process has whole, on the mesh."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
+    values,
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

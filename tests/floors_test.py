@@ -17,6 +17,7 @@ FLOOR_0 = {
   'batch',
   'config',
   'example',
+  'exits',
   'files',
   'geometry',
   'image',

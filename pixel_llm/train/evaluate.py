@@ -49,10 +49,12 @@ def seqio_fn(
   sizes = config.data.sizes(config.eval.tasks[task])
   asked = registry.task_of(task).task
   decoding = dataclasses.replace(config.eval.decoding, length=sizes.length)
+  whole = sharding.replicated(mesh)
   generate = jax.jit(
-    functools.partial(task_lib.generate, model, decoding=decoding)
+    functools.partial(task_lib.generate, model, decoding=decoding),
+    out_shardings=whole,
   )
-  read = jax.jit(functools.partial(task_lib.read, model))
+  read = jax.jit(functools.partial(task_lib.read, model), out_shardings=whole)
 
   def predict(dataset) -> tuple[list, dict[str, list]]:
     tokens: list = []
@@ -67,7 +69,7 @@ def seqio_fn(
         }
       )
       with jax.set_mesh(mesh):
-        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        batch = sharding.place(batch, sharding.batch_sharding(mesh))
         found = read(params, batch) if asked.reads else None
         said = generate(params, batch) if asked.generates else found
         found, said = jax.device_get((found or said, said))
@@ -113,9 +115,15 @@ class Evaluator:
     mesh: jax.sharding.Mesh,
   ):
     self._config, self._mesh = config, mesh
-    self._read = jax.jit(functools.partial(task_lib.read, model))
+    # Every process reads all answers.
+    whole = sharding.replicated(mesh)
+    self._read = jax.jit(
+      functools.partial(task_lib.read, model), out_shardings=whole
+    )
     self._generate = jax.jit(
-      functools.partial(task_lib.generate, model), static_argnames='decoding'
+      functools.partial(task_lib.generate, model),
+      static_argnames='decoding',
+      out_shardings=whole,
     )
 
   def run(
@@ -152,6 +160,13 @@ class Evaluator:
         groups.append((i, group))
         target = task_lib.target(example, group)
         targets.append({**target, 'box': np.asarray(target['box'], np.float32)})
+        if task.reads:
+          rows = [
+            task_lib.row(task, example.regions[r], entry.vocabulary, sizes)
+            for r in group
+          ]
+          targets[-1]['points'] = np.stack([r['points'] for r in rows])
+          targets[-1]['weights'] = np.stack([r['point_weights'] for r in rows])
     if not groups:
       raise ValueError(
         f'task {name}: expected regions that {task.name} can be asked about, '
@@ -167,7 +182,7 @@ class Evaluator:
       generate = lambda params, batch, rows: self._generate(
         params, batch, decoding=decoding, rows=rows
       )
-      for n, output, _ in self._questions(
+      for n, output in self._questions(
         generate, entry, examples, asked, sizes, params
       ):
         predictions[n]['text'] = entry.vocabulary.decode(output.tokens)
@@ -177,8 +192,8 @@ class Evaluator:
           progress(name, done, total)
     if task.reads:
       asked = [(i, n, r) for n, (i, group) in enumerate(groups) for r in group]
-      rows: list[list] = [[] for _ in groups]
-      for n, output, batch in self._questions(
+      answers: list[list] = [[] for _ in groups]
+      for n, output in self._questions(
         lambda params, batch, rows: self._read(params, batch),
         entry,
         examples,
@@ -186,18 +201,16 @@ class Evaluator:
         sizes,
         params,
       ):
-        rows[n].append((output, batch))
-        done += len(rows[n]) == len(groups[n][1])
+        answers[n].append(output)
+        done += len(answers[n]) == len(groups[n][1])
         if progress:
           progress(name, done, total)
-      for n, pairs in enumerate(rows):
-        predictions[n]['points'] = np.stack([o.points for o, _ in pairs])
+      for n, outputs in enumerate(answers):
+        predictions[n]['points'] = np.stack([o.points for o in outputs])
         predictions[n]['box'] = geometry.answer_box(
-          pairs[0][0].tokens, pairs[0][0].points
+          outputs[0].tokens, outputs[0].points
         )
-        predictions[n].setdefault('output', pairs[0][0])
-        targets[n]['points'] = np.stack([b.points for _, b in pairs])
-        targets[n]['weights'] = np.stack([b.point_weights for _, b in pairs])
+        predictions[n].setdefault('output', outputs[0])
 
     metrics: dict[str, float] = {}
     for metric in task.metrics:
@@ -216,8 +229,10 @@ class Evaluator:
     asked,
     sizes: batch_lib.BatchSizes,
     params,
-  ) -> Iterator[tuple[int, batch_lib.Output, batch_lib.Batch]]:
+  ) -> Iterator[tuple[int, batch_lib.Output]]:
     """Packs questions into batches, images in order, and unpacks the answers.
+
+    Images that are not for this process's devices are not looked at.
 
     Args:
       function: (params, batch, question numbers [B, R]) -> Output.
@@ -227,7 +242,7 @@ class Evaluator:
       sizes: the shape table.
       params: parameters.
 
-    Yields: question number, its row of the output and of the batch (NumPy).
+    Yields: question number, its row of the output (NumPy).
     """
     packed: list[tuple[int, list[tuple[int, int]]]] = []
     for i, n, region in asked:
@@ -238,20 +253,21 @@ class Evaluator:
       ):
         packed.append((i, []))
       packed[-1][1].append((n, region))
+    place = sharding.batch_sharding(self._mesh)
+    own = sharding.local_rows(place, sizes.batch)
+    zero = task_lib.zeros(sizes)
     for start in range(0, len(packed), sizes.batch):
       part = packed[start : start + sizes.batch]
-      rows = [
-        task_lib.features(
+      rows = [zero] * sizes.batch
+      for b in own & set(range(len(part))):
+        i, questions = part[b]
+        rows[b] = task_lib.features(
           entry.task,
           examples[i],
           entry.vocabulary,
           sizes,
           [region for _, region in questions],
         )
-        for i, questions in part
-      ]
-      zero = {k: np.zeros_like(v) for k, v in rows[0].items()}
-      rows += [zero] * (sizes.batch - len(rows))
       batch = batch_lib.Batch(
         **{k: np.stack([r[k] for r in rows]) for k in rows[0]}
       )
@@ -259,20 +275,11 @@ class Evaluator:
       for b, (_, questions) in enumerate(part):
         numbers[b, : len(questions)] = [n for n, _ in questions]
       with jax.set_mesh(self._mesh):
-        device = jax.device_put(
-          (batch, numbers), sharding.batch_sharding(self._mesh)
-        )
+        device = sharding.place((batch, numbers), place)
         output = jax.device_get(function(params, *device))
       for b, (_, questions) in enumerate(part):
         for r, (n, _) in enumerate(questions):
-          pick = lambda x, b=b, r=r: x[b, r]
-          fields = dataclasses.asdict(batch)
-          regions = {
-            k: pick(v)
-            for k, v in fields.items()
-            if batch_lib.Batch.specs()[k].dims[:2] == ('B', 'R')
-          }
-          yield (n, jax.tree.map(pick, output), batch_lib.Batch(**regions))
+          yield n, jax.tree.map(lambda x, b=b, r=r: x[b, r], output)
 
 
 class _Examples:

@@ -185,6 +185,10 @@ class LoopConfig:
       and what is drawn.
     max_damaged: examples that each host may pass over since they cannot be
       read; one more ends the run.
+    stall_seconds: without a finished step (compiling and restoring included)
+      after which all processes write their stacks and end; 0 waits forever.
+    heartbeat_seconds: after which a process of a cluster that says nothing is
+      dead, and the others end.
   """
 
   steps: int = 10_000
@@ -194,6 +198,8 @@ class LoopConfig:
   workers: int = 0
   microbatches: int = 1
   max_damaged: int = 100
+  stall_seconds: int = 1800
+  heartbeat_seconds: int = 100
 
 
 @dataclasses.dataclass(frozen=True)

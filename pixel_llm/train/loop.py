@@ -30,7 +30,7 @@ from pixel_llm.checkpoints.tensors import Tensors
 from pixel_llm.data import datasets, registry
 from pixel_llm.data import loader as loader_lib
 from pixel_llm.model import pixel_llm
-from pixel_llm.train import evaluate, experiment, parameters
+from pixel_llm.train import cluster, evaluate, experiment, parameters
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
@@ -52,7 +52,7 @@ class Trainer:
   Args:
     config: the experiment.
     workdir: where everything of the run is written.
-    log: gets a line an event.
+    log: gets a line an event; on process 0.
     devices: default `jax.devices()`.
 
   Raises:
@@ -68,7 +68,9 @@ class Trainer:
     log: Log = print,
     devices: list | None = None,
   ):
-    self.config, self.workdir, self._log = config, workdir, log
+    self._first = jax.process_index() == 0
+    self._log = log if self._first else lambda line: None
+    self.config, self.workdir = config, workdir
     self.mesh = sharding.make_mesh(config.mesh, devices)
     self._rules = config.mesh.rules()
     experiment.check(config, workdir)
@@ -83,7 +85,8 @@ class Trainer:
     self._schedule = optimizer_lib.schedule(config.optimizer, config.loop.steps)
     # Before anything is written, so that the workdir may have another config.
     self._sources = self._open_sources()
-    experiment.save(config, workdir)
+    if self._first:
+      experiment.save(config, workdir)
     keep_vocabulary(self.vocabulary, workdir)
     self.checkpoints = manager_lib.CheckpointManager(
       epath.Path(workdir) / 'checkpoints', config.checkpoint
@@ -92,7 +95,7 @@ class Trainer:
       (x.size, bool(m))
       for x, m in zip(jax.tree.leaves(abstract), jax.tree.leaves(self._mask))
     ]
-    log(
+    self._log(
       f'parameters: {sum(n for n, _ in sizes):,}, of which '
       f'{sum(n for n, m in sizes if m):,} are trained; mesh '
       f'{dict(self.mesh.shape)}'
@@ -228,6 +231,7 @@ class Trainer:
     return loader_lib.Loader(
       streams,
       self.config.seed,
+      process=sharding.data_share(self.mesh),
       workers=self.config.loop.workers,
       max_damaged=self.config.loop.max_damaged,
     )
@@ -244,13 +248,23 @@ class Trainer:
     stack.enter_context(nn.logical_axis_rules(self._rules))
     return stack
 
-  def train(self, progress: Progress | None = None) -> state_lib.TrainState:
+  def _writer(self) -> metric_writers.MetricWriter:
+    if not self._first:
+      return metric_writers.MultiWriter([])
+    return metric_writers.SummaryWriter(self.workdir)
+
+  def train(
+    self,
+    progress: Progress | None = None,
+    watchdog: cluster.Watchdog | None = None,
+  ) -> state_lib.TrainState:
     """Runs to the last step, from wherever the workdir is.
 
-    A SIGTERM or SIGINT saves first.
+    A SIGTERM or SIGINT of any process saves first.
 
     Args:
       progress: called after every step.
+      watchdog: is told of every step; default nobody is.
 
     Raises:
       Preempted: a signal ended it; everything done so far is saved.
@@ -274,7 +288,7 @@ class Trainer:
     batch_sharding = sharding.batch_sharding(self.mesh)
     batches = loader_lib.on_device(loader.batches(start), batch_sharding)
     step_fn = self.step_fn()
-    writer = metric_writers.SummaryWriter(self.workdir)
+    writer = self._writer()
     curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
     stop = _Stop()
     pending: dict[str, list[tuple[int, Any]]] = {}
@@ -291,9 +305,12 @@ class Trainer:
         waited += time.time() - before
         examples += batch.image.shape[0]
         state, metrics = step_fn(state, batch)
+        if watchdog:
+          watchdog.begun(step, metrics['loss'])
         for key, value in metrics.items():
           pending.setdefault(f'{name}/{key}', []).append((step, value))
-        last = step == loop.steps or stop.asked
+        stopping = stop.at(step)
+        last = step == loop.steps or stopping
         if progress:
           progress(step, loop.steps)
         if step % loop.log_every == 0 or last:
@@ -310,7 +327,7 @@ class Trainer:
           damaged = loader.damaged
           values['damaged_examples'] = float(len(damaged))
           for message in damaged[reported:]:
-            self._log(f'passed over: {message}')
+            self._say(f'passed over: {message}')
           reported = len(damaged)
           # At the last interval's pace: the first steps compile.
           left = seconds / (step - logged) * (loop.steps - step)
@@ -318,17 +335,19 @@ class Trainer:
           logged = step
           self._check_finite(found)
           writer.write_scalars(step, values)
-          curve.add(step, values)
+          if self._first:
+            curve.add(step, values)
           self._log(_line(step, loop.steps, values, left))
         if step % loop.checkpoint_every == 0 or last:
           self.save(step, state)
           saved = step
         if loop.eval_every and step % loop.eval_every == 0 and not last:
           before = time.time()
-          self.evaluate(state.params, step, writer)
+          alive = watchdog.alive if watchdog else None
+          self.evaluate(state.params, step, writer, alive)
           # Not of the steps: neither their pace nor their wait for data.
           interval_began += time.time() - before
-        if stop.asked:
+        if stopping:
           break
     self.checkpoints.wait()
     writer.close()
@@ -338,6 +357,13 @@ class Trainer:
         'is saved, the same command goes on from there'
       )
     return state
+
+  def _say(self, line: str) -> None:
+    """Logs what this process alone knows."""
+    if self._first:
+      self._log(line)
+    else:
+      print(f'process {jax.process_index()}: {line}', flush=True)
 
   def _check_finite(self, found: dict[str, list[tuple[int, Any]]]) -> None:
     """Raises FloatingPointError at the first step that had NaN or infinity."""
@@ -365,7 +391,7 @@ class Trainer:
     """Evaluates; scalars and pictures go to TensorBoard."""
     evaluator = evaluate.Evaluator(self.config, self.model, self.mesh)
     results = evaluator.run(params, progress)
-    own = writer or metric_writers.SummaryWriter(self.workdir)
+    own = writer or self._writer()
     for name, result in results.items():
       own.write_scalars(
         step, {f'eval/{name}/{k}': v for k, v in result.metrics.items()}
@@ -403,20 +429,34 @@ class Curve:
 
 
 class _Stop:
-  """Turns SIGTERM and SIGINT into a wish that the loop reads."""
+  """Turns SIGTERM and SIGINT into a wish that the loop reads.
+
+  Of several processes any may be asked. JAX, which then handles SIGTERM, agrees
+  on a step behind the steps' back.
+  """
 
   asked: str = ''
 
   def __enter__(self):
     self._before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    alone = jax.process_count() == 1
+    for number in (signal.SIGTERM, signal.SIGINT)[0 if alone else 1 :]:
       # Outside of the main thread the caller handles signals.
       with contextlib.suppress(ValueError):
         self._before[number] = signal.signal(number, self._ask)
     return self
 
   def _ask(self, number, _):
-    self.asked = signal.Signals(number).name
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      self.asked = signal.Signals(number).name
+
+  def at(self, step: int) -> bool:
+    """Whether to stop after this step; equal on all processes."""
+    if multihost_utils.reached_preemption_sync_point(step):
+      self.asked = 'SIGTERM of a process'
+    return bool(self.asked)
 
   def __exit__(self, *_):
     for number, handler in self._before.items():
@@ -473,7 +513,8 @@ def keep_vocabulary(
         f'trained with (SHA-256 {other.digest[:12]}).'
       )
     return
-  files.write(kept, epath.Path(vocabulary.path).read_bytes())
+  if jax.process_index() == 0:
+    files.write(kept, epath.Path(vocabulary.path).read_bytes())
 
 
 def _counted(leaves: Iterable[Any]) -> str:
