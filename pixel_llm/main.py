@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import sys
 import traceback
 
@@ -331,6 +332,9 @@ def evaluate(args: argparse.Namespace) -> None:
   config = experiment.load(args.workdir)
   report = pathlib.Path(args.workdir) / 'report.html'
   with _member(args, config) as watchdog:
+    if _cluster():
+      # JAX holds it back for those who have something to save.
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
 
     from pixel_llm.checkpoints import manager

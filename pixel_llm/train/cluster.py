@@ -21,6 +21,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -34,6 +35,7 @@ import jax
 from etils import epath
 from jax._src import cloud_tpu_init, clusters
 from jax._src import distributed as jax_distributed
+from jax.experimental import multihost_utils
 
 from pixel_llm import config as config_lib
 from pixel_llm import exits, files
@@ -153,7 +155,10 @@ def _environment(coordinator: bool, timeout: float) -> dict[str, Any]:
   """Fields of `Place` as the environment says; without a cluster none."""
   env = os.environ
   address = env.get('JAX_COORDINATOR_ADDRESS')
-  index = env.get('JAX_PROCESS_ID', env.get('JOB_COMPLETION_INDEX'))
+  index = env.get('JAX_PROCESS_ID')
+  # Of one slice's hosts alone, where there may be several slices.
+  if not cloud_tpu_init.running_in_cloud_tpu_vm:
+    index = index or env.get('JOB_COMPLETION_INDEX')
   if address and 'JAX_NUM_PROCESSES' in env and index is not None:
     return {
       'coordinator': address,
@@ -552,6 +557,16 @@ def _table(
   )
 
 
+def total(name: str, count: int) -> int:
+  """The sum of what all processes have said last; waits for none of them."""
+  if not joined():
+    return count
+  index = jax_distributed.global_state.process_id
+  key = f'pixel_llm/total/{name}/'
+  _client().key_value_set(f'{key}{index}', str(count), allow_overwrite=True)
+  return sum(int(value) for _, value in _client().key_value_dir_get(key))
+
+
 class Watchdog:
   """Ends this process when its run stands still, or has ended elsewhere.
 
@@ -638,6 +653,44 @@ def _try_write(path: epath.Path, data: bytes) -> None:
     files.write(path, data)
   except OSError as e:
     _say(f'{path}: {e.strerror}')
+
+
+class Stop:
+  """Turns SIGTERM and SIGINT into a wish that a loop reads; a context.
+
+  Of several processes any may be asked. JAX, which then handles SIGTERM, agrees
+  on a step while steps go on.
+
+  Attributes:
+    asked: the signal, once `at` has said so.
+  """
+
+  asked: str = ''
+
+  def __enter__(self):
+    self._before = {}
+    alone = jax.process_count() == 1
+    for number in (signal.SIGTERM, signal.SIGINT)[0 if alone else 1 :]:
+      # Outside of the main thread the caller handles signals.
+      with contextlib.suppress(ValueError):
+        self._before[number] = signal.signal(number, self._ask)
+    return self
+
+  def _ask(self, number, _):
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      self.asked = signal.Signals(number).name
+
+  def at(self, step: int) -> bool:
+    """Whether to stop after this step; equal on all processes."""
+    if multihost_utils.reached_preemption_sync_point(step):
+      self.asked = 'SIGTERM of a process'
+    return bool(self.asked)
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
 
 @dataclasses.dataclass(frozen=True)

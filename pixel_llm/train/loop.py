@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -290,7 +289,7 @@ class Trainer:
     step_fn = self.step_fn()
     writer = self._writer()
     curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
-    stop = _Stop()
+    stop = cluster.Stop()
     pending: dict[str, list[tuple[int, Any]]] = {}
     waited, saved, reported = 0.0, start, 0
     interval_began, examples, logged = time.time(), 0, start
@@ -325,7 +324,9 @@ class Trainer:
           values['examples_per_second'] = examples / seconds
           values['data_wait'] = waited / seconds
           damaged = loader.damaged
-          values['damaged_examples'] = float(len(damaged))
+          values['damaged_examples'] = float(
+            cluster.total('damaged', len(damaged))
+          )
           for message in damaged[reported:]:
             self._say(f'passed over: {message}')
           reported = len(damaged)
@@ -426,41 +427,6 @@ class Curve:
     """Appends and writes, atomically."""
     self.rows.append({'step': step, **values})
     files.write(self._path, json.dumps(self.rows))
-
-
-class _Stop:
-  """Turns SIGTERM and SIGINT into a wish that the loop reads.
-
-  Of several processes any may be asked. JAX, which then handles SIGTERM, agrees
-  on a step behind the steps' back.
-  """
-
-  asked: str = ''
-
-  def __enter__(self):
-    self._before = {}
-    alone = jax.process_count() == 1
-    for number in (signal.SIGTERM, signal.SIGINT)[0 if alone else 1 :]:
-      # Outside of the main thread the caller handles signals.
-      with contextlib.suppress(ValueError):
-        self._before[number] = signal.signal(number, self._ask)
-    return self
-
-  def _ask(self, number, _):
-    if jax.process_count() > 1:
-      os.kill(os.getpid(), signal.SIGTERM)
-    else:
-      self.asked = signal.Signals(number).name
-
-  def at(self, step: int) -> bool:
-    """Whether to stop after this step; equal on all processes."""
-    if multihost_utils.reached_preemption_sync_point(step):
-      self.asked = 'SIGTERM of a process'
-    return bool(self.asked)
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
 
 
 def prepare_data(
