@@ -28,6 +28,7 @@ parity: $(PARITY_VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck launch/*.sh data/*.sh .ci/run
 
 types: $(VENV)/.installed
 	$(BIN)/pyright

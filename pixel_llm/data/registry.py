@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -23,6 +24,11 @@ from pixel_llm.augmentation import Augmentation
 from pixel_llm.data import features as features_lib
 from pixel_llm.data import order, records
 from pixel_llm.tasks import task as task_lib
+
+# The accelerators are JAX's. Whoever has used TensorFlow before has them taken.
+with contextlib.suppress(RuntimeError):
+  for kind in ('GPU', 'TPU'):
+    tf.config.set_visible_devices([], kind)
 
 # SeqIO gives the seed of an example's random choices, or nothing is drawn.
 SEQIO_DRAWS, AS_IT_IS = -1, -2

@@ -280,6 +280,7 @@ def test_a_failure_ends_all(config_file):
   assert f'pixel-llm: process 1 ({host}): the disk is full' in out[0][2]
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_others(config_file):
   body = """
     if args.process_id == 1:
@@ -294,6 +295,7 @@ def test_a_dead_process_ends_the_others(config_file):
   assert 'unhealthy' in out[0][2]
 
 
+@pytest.mark.slow
 def test_four_of_unequal_pace_stop_at_one_step(config_file):
   body = """
     from pixel_llm.train import cluster
@@ -333,7 +335,7 @@ def test_alone_nothing_is_started(config_file, monkeypatch):
 def test_alone_a_step_that_finishes_is_no_stall(tmp_path):
   """Steps under way for longer than the limit, but ending within it."""
   code = f"""
-import jax
+import time
 from pixel_llm.train import cluster
 
 class Result:
