@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -169,16 +170,20 @@ def _environment(coordinator: bool, timeout: float) -> dict[str, Any]:
   for kind in clusters.ClusterEnv._cluster_types:
     if kind.opt_in_only_method or not _is_present(kind):
       continue
-    found = {
-      'count': kind.get_process_count(),
-      'index': kind.get_process_id(),
-      'found': kind.__name__.removesuffix('Cluster'),
-    }
-    if found['count'] > 1 and coordinator:
-      found['coordinator'] = address or kind.get_coordinator_address(
-        timeout_secs=int(timeout),
-        override_coordinator_port=env.get('JAX_COORDINATOR_PORT'),
-      )
+    name = kind.__name__.removesuffix('Cluster')
+    try:
+      found = {
+        'count': kind.get_process_count(),
+        'index': kind.get_process_id(),
+        'found': name,
+      }
+      if found['count'] > 1 and coordinator:
+        found['coordinator'] = address or kind.get_coordinator_address(
+          timeout_secs=int(timeout),
+          override_coordinator_port=env.get('JAX_COORDINATOR_PORT'),
+        )
+    except RuntimeError as e:
+      raise ClusterError(f'cluster of {name}: {e}') from e
     if (own := _own_device(kind)) is not None:
       found['devices'] = (own,)
     return found
@@ -290,7 +295,7 @@ def member(
   stacks = epath.Path(workdir) / 'stacks'
   with Watchdog(config.loop.stall_seconds, stacks) as watchdog:
     if place is not None:
-      table = check_alike(config, place.found, timeout)
+      table = check_alike(config, workdir, place.found, timeout)
       if table:
         print(table, flush=True)
     yield watchdog
@@ -323,7 +328,7 @@ async def _hold_roll_call(place: Place, timeout: float) -> str:
       task = asyncio.current_task()
       assert task is not None
       callers.add(task)
-      gone = asyncio.ensure_future(reader.read())
+      gone = asyncio.ensure_future(_end_of(reader))
       mistake = ''
       if said['count'] != place.count:
         mistake = (
@@ -362,7 +367,7 @@ async def _hold_roll_call(place: Place, timeout: float) -> str:
     said = wrong.result()
   else:
     missing = [i for i in range(place.count) if i not in present]
-    there = ', '.join(f'{i} ({host})' for i, host in sorted(present.items()))
+    there = _some([f'{i} ({host})' for i, host in sorted(present.items())])
     said = (
       f'process {_some(missing)} of {place.count} did not start within '
       f'{timeout:g} seconds; there are {there}.'
@@ -372,6 +377,11 @@ async def _hold_roll_call(place: Place, timeout: float) -> str:
   if callers:
     await asyncio.wait(callers, timeout=5)
   return said
+
+
+async def _end_of(reader: asyncio.StreamReader) -> None:
+  with contextlib.suppress(OSError):
+    await reader.read()
 
 
 def _answer_roll_call(place: Place, timeout: float) -> str:
@@ -400,12 +410,16 @@ def _answer_roll_call(place: Place, timeout: float) -> str:
 
 
 def check_alike(
-  config: experiment.ExperimentConfig, found: str, timeout: float
+  config: experiment.ExperimentConfig,
+  workdir: epath.PathLike,
+  found: str,
+  timeout: float,
 ) -> str:
   """Says on every process what is unlike on any; before anything is compiled.
 
   Args:
     config: the experiment.
+    workdir: of the run.
     found: by what the cluster was found.
     timeout: seconds for all to answer.
 
@@ -416,7 +430,8 @@ def check_alike(
       does not answer.
   """
   facts = _facts(config)
-  _compare('facts', facts, timeout)
+  with _shared(epath.Path(workdir), timeout) as where:
+    _compare('facts', {**facts, 'workdir': where}, timeout)
   # Takes the devices, and waits for those of the others.
   local = jax.local_devices()
   devices = _compare(
@@ -430,6 +445,33 @@ def check_alike(
     timeout,
   )
   return _table(found, devices, facts) if devices else ''
+
+
+@contextlib.contextmanager
+def _shared(workdir: epath.Path, timeout: float) -> Iterator[str]:
+  """Where process 0 writes, if this one finds there what that one has written.
+
+  Else that it does not, which makes it unlike process 0.
+  """
+  client, key = _client(), 'pixel_llm/workdir'
+  if is_first():
+    mark = f'.{uuid.uuid4().hex}'
+    files.write(workdir / mark, '')
+    client.key_value_set(key, f'{mark} {workdir}')
+    try:
+      yield str(workdir)
+    finally:
+      (workdir / mark).unlink()
+    return
+  said = _told(client, key, time.monotonic() + timeout)
+  mark, _, there = (said or '').partition(' ')
+  # Network file systems take their time.
+  deadline = time.monotonic() + _LINGER_SECONDS
+  while not (found := bool(said) and (workdir / mark).exists()):
+    if time.monotonic() > deadline:
+      break
+    time.sleep(0.2)
+  yield there if found else f'{workdir}, where its files are not seen'
 
 
 def _facts(config: experiment.ExperimentConfig) -> dict[str, str]:
@@ -765,9 +807,9 @@ def _host() -> str:
   return socket.gethostname()
 
 
-def _some(indices: Sequence[int]) -> str:
-  more = len(indices) - _SHOWN
-  listed = ', '.join(map(str, indices[:_SHOWN]))
+def _some(items: Sequence[int | str]) -> str:
+  more = len(items) - _SHOWN
+  listed = ', '.join(map(str, items[:_SHOWN]))
   return f'{listed} and {more} more' if more > 0 else listed
 
 

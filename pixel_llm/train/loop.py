@@ -84,6 +84,8 @@ class Trainer:
     self._schedule = optimizer_lib.schedule(config.optimizer, config.loop.steps)
     # Before anything is written, so that the workdir may have another config.
     self._sources = self._open_sources()
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('sources')
     if self._first:
       experiment.save(config, workdir)
     keep_vocabulary(self.vocabulary, workdir)

@@ -225,6 +225,18 @@ def test_what_differs_is_named_on_all(config_file):
     assert 'Traceback' not in err
 
 
+def test_a_workdir_that_is_not_shared_is_told(config_file):
+  port = processes.free_port()
+  arguments = [cli(config_file, *processes.flags(2, i, port)) for i in (0, 1)]
+  other = config_file.parent / 'other'
+  arguments[1][arguments[1].index('--workdir') + 1] = other
+  out = processes.together(arguments)
+  for code, _, err in out:
+    assert code == exits.FAILED
+    assert f'workdir is {other}, where its files are not seen, but ' in err
+  assert list((config_file.parent / 'run').iterdir()) == []
+
+
 # Instead of the loop; the rest is what `pixel-llm train` does.
 PROGRAM = """
 import os, signal, sys, time
@@ -323,7 +335,7 @@ def test_four_of_unequal_pace_stop_at_one_step(config_file):
   assert ends.pop()[1] == 'SIGTERM of a process'
 
 
-def test_alone_nothing_is_started(config_file, monkeypatch):
+def test_alone_nothing_is_started(config_file):
   with cluster.member(
     None, experiment.ExperimentConfig(), config_file.parent
   ) as watchdog:

@@ -168,11 +168,11 @@ def test_a_signal_saves_and_says_so(config, tmp_path, monkeypatch):
     return real(*args)
 
   monkeypatch.setattr(loop, '_line', ask)
-  with pytest.raises(loop.Preempted, match=r'SIGTERM at step 4 of 8'):
+  with pytest.raises(loop.Preempted, match=r'SIGTERM at step 5 of 8'):
     train(config, tmp_path)
   reader = manager.CheckpointManager(tmp_path / 'checkpoints', read_only=True)
   with reader:
-    assert reader.latest_step() == 4
+    assert reader.latest_step() == 5
 
 
 def test_finished_training_is_not_done_again(config, finished):
