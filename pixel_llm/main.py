@@ -247,10 +247,14 @@ def train(args: argparse.Namespace) -> int:
   """Trains; the same command goes on after an interruption."""
   config = _experiment(args)
   with _member(args, config) as watchdog:
-    from pixel_llm.train import loop
+    from pixel_llm.train import cluster, loop
 
     trainer = loop.Trainer(config, args.workdir)
-    with trainer.checkpoints, _bar('train', 'steps') as progress:
+    with (
+      trainer.checkpoints,
+      cluster.telling(),
+      _bar('train', 'steps') as progress,
+    ):
       try:
         trainer.train(progress, watchdog)
       except loop.Preempted as e:

@@ -54,7 +54,7 @@ _PACKAGES = (
 # What hosts may differ in: where their files lie, and how many threads read.
 # What is in the files is compared instead.
 _OWN = re.compile(r'data\.(records\..*|vocabulary)|loop\.workers')
-_ENDED = 'pixel_llm/ended'
+_ENDED, _LEFT = 'pixel_llm/ended', 'pixel_llm/left'
 _POLL_SECONDS = 1.0
 # Process 0 holds the key-value store, so it leaves last; for as long as this.
 _LINGER_SECONDS = 10.0
@@ -604,9 +604,9 @@ def total(name: str, count: int) -> int:
   if not joined():
     return count
   index = jax_distributed.global_state.process_id
-  key = f'pixel_llm/total/{name}/'
-  _client().key_value_set(f'{key}{index}', str(count), allow_overwrite=True)
-  return sum(int(value) for _, value in _client().key_value_dir_get(key))
+  key = f'pixel_llm/total/{name}'
+  _client().key_value_set(f'{key}/{index}', str(count), allow_overwrite=True)
+  return sum(map(int, _all(key).values()))
 
 
 class Watchdog:
@@ -749,6 +749,19 @@ def _end(code: int, message: str) -> _End:
   return _End(code, jax_distributed.global_state.process_id, _host(), message)
 
 
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+  """Has the others end when this fails, before what is around waits for them.
+
+  As a save does that is under way.
+  """
+  try:
+    yield
+  except Exception as e:
+    _tell(_end(exits.FAILED, str(e) or type(e).__name__))
+    raise
+
+
 def leave(code: int, message: str) -> NoReturn:
   """Ends this process, and has the others of its cluster end too.
 
@@ -761,12 +774,13 @@ def _leave(end: _End) -> NoReturn:
   _tell(end)
   state = jax_distributed.global_state
   if joined():
+    _set(f'{_LEFT}/{state.process_id}', '')
     # The others look around before what they wait for is gone; and last goes
     # process 0, as it holds the store.
     deadline = time.monotonic() + _LINGER_SECONDS
-    while (
-      len(_ended(True)) < state.num_processes and time.monotonic() < deadline
-    ):
+    while len(_all(_LEFT)) < state.num_processes:
+      if time.monotonic() > deadline:
+        break
       time.sleep(0.1)
     if state.process_id == 0:
       time.sleep(1)
@@ -776,27 +790,31 @@ def _leave(end: _End) -> NoReturn:
 
 
 def _tell(end: _End) -> None:
-  # What is told first stays; the store may be gone.
-  with contextlib.suppress(jax.errors.JaxRuntimeError):
-    if joined():
-      _client().key_value_set(
-        f'{_ENDED}/{jax_distributed.global_state.process_id}',
-        json.dumps(dataclasses.asdict(end)),
-      )
+  if joined():
+    index = jax_distributed.global_state.process_id
+    _set(f'{_ENDED}/{index}', json.dumps(dataclasses.asdict(end)))
 
 
-def _ended(own: bool = False) -> dict[int, _End]:
-  """Why processes have ended, by their index."""
-  if not joined():
-    return {}
-  try:
-    told = _client().key_value_dir_get(f'{_ENDED}/')
-  except jax.errors.JaxRuntimeError:  # none has, or JAX itself ends us
-    return {}
-  found = {int(k.rpartition('/')[2]): _End(**json.loads(v)) for k, v in told}
-  if not own:
-    found.pop(jax_distributed.global_state.process_id, None)
+def _ended() -> dict[int, _End]:
+  """Why other processes have ended, by their index."""
+  found = {k: _End(**json.loads(v)) for k, v in _all(_ENDED).items()}
+  found.pop(jax_distributed.global_state.process_id, None)
   return found
+
+
+def _set(key: str, value: str) -> None:
+  # What is there first stays; the store may be gone.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    _client().key_value_set(key, value)
+
+
+def _all(prefix: str) -> dict[int, str]:
+  """What processes have set below a prefix, by their index."""
+  try:
+    told = _client().key_value_dir_get(f'{prefix}/') if joined() else []
+  except jax.errors.JaxRuntimeError:  # JAX itself ends us
+    told = []
+  return {int(key.rpartition('/')[2]): value for key, value in told}
 
 
 def _client() -> Any:

@@ -295,6 +295,24 @@ def test_a_failure_ends_all(config_file):
 
 
 @pytest.mark.slow
+def test_a_failure_that_waits_for_the_others_ends_all(config_file):
+  body = """
+    import contextlib
+    from pixel_llm.train import cluster
+    with contextlib.ExitStack() as around:
+      around.callback(time.sleep, 600)
+      with cluster.telling():
+        if args.process_id == 1:
+          raise ValueError('the disk is full')
+        time.sleep(600)
+"""
+  host = cluster._host()
+  for code, _, err in processes.together(programs(config_file, body, 2)):
+    assert code == exits.FAILED
+    assert f'pixel-llm: process 1 ({host}): the disk is full' in err
+
+
+@pytest.mark.slow
 def test_a_dead_process_ends_the_others(config_file):
   body = """
     if args.process_id == 1:
