@@ -66,6 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     if known.debug or not _is_users(e):
       raise
     print(f'pixel-llm {known.verb}: error: {_message(e)}', file=sys.stderr)
+    if type(e).__name__ == 'HungSaveError':
+      # A thread that the disk does not answer could not be waited for.
+      sys.stderr.flush()
+      os._exit(_FAILED)
     return _FAILED
 
 

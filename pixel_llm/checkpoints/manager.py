@@ -249,14 +249,14 @@ class CheckpointManager:
       if jax.process_count() > 1:
         there = multihost_utils.broadcast_one_to_all(np.asarray(there))
       if not there:
-        self._base_writer = ocp.AsyncCheckpointer(
+        self._base_writer = writer = ocp.AsyncCheckpointer(
           ocp.StandardCheckpointHandler(),
           async_options=self._async_options(),
           multiprocessing_options=ocp.options.MultiprocessingOptions(
             barrier_sync_key_prefix=_BASE
           ),
         )
-        self._base_writer.save(
+        writer.save(
           path, args=ocp.args.StandardSave(_unflat(frozen)), force=True
         )
       self._base = digest
@@ -390,16 +390,18 @@ class CheckpointManager:
     """The newest complete checkpoint, or None; waits for a save."""
     return max(self.steps(), default=None)
 
-  def wait(self) -> None:
-    """Returns when no save is under way.
+  def wait(self) -> bool:
+    """Returns when no save is under way; whether one was.
 
     Raises:
       CheckpointError: the save failed.
     """
-    if self._deadline is not None:
-      with self._saving('the last save failed'):
-        self._bounded(self._finish)
-      self._deadline = None
+    if self._deadline is None:
+      return False
+    with self._saving('the last save failed'):
+      self._bounded(self._finish)
+    self._deadline = None
+    return True
 
   def _bounded(self, call: Callable[..., Any], *args: Any) -> Any:
     """What a call gives, if it does so before the save's deadline.
@@ -459,7 +461,7 @@ class CheckpointManager:
         raise NotADirectoryError('no such directory')
       if not self._read_only and jax.process_index() == 0:
         _clear(self.directory)
-      self._manager = ocp.CheckpointManager(
+      self._manager = manager = ocp.CheckpointManager(
         self.directory,
         options=options,
         item_handlers={
@@ -469,8 +471,8 @@ class CheckpointManager:
         },
       )
       if self._config.keep_best and not self._read_only:
-        for step in self._manager.all_steps():
-          self._best.add(step, self._read_metadata(self._manager, step))
+        for step in manager.all_steps():
+          self._best.add(step, self._read_metadata(manager, step))
     except Exception as e:
       raise CheckpointError(
         f'{self.directory}: can not be opened for checkpoints: {_cause(e)}'
@@ -563,9 +565,9 @@ class CheckpointManager:
     with self._reading(step):
       on_disk = {k: v.tree for k, v in manager.item_metadata(step).items() if v}
       base = self._read_metadata(manager, step).get(_BASE)
-    shared = (
-      self._base_metadata(step, base) if base and _PARAMS in trees else {}
-    )
+    shared = {}
+    if base is not None and _PARAMS in trees:
+      shared = self._base_metadata(step, base)
     with self._reading(step):
       for item, tree in trees.items():
         saved = on_disk.get(item)
@@ -594,7 +596,7 @@ class CheckpointManager:
       }
       restored = manager.restore(step, args=ocp.args.Composite(**args))
       found = {item: _flat(restored[item]) for item in trees}
-    if shared:
+    if base is not None and shared:
       found[_PARAMS] |= self._restore_base(
         step,
         base,
@@ -611,7 +613,8 @@ class CheckpointManager:
         ocp.Checkpointer(ocp.StandardCheckpointHandler())
       ) as r,
     ):
-      return _flat(r.metadata(path).item_metadata.tree)
+      metadata: Any = r.metadata(path).item_metadata
+      return _flat(metadata.tree)
 
   def _restore_base(
     self, step: int, base: str, wanted: dict[str, Any], saved: dict[str, Any]

@@ -30,7 +30,7 @@ from pixel_llm.checkpoints.tensors import Tensors
 from pixel_llm.data import datasets, registry
 from pixel_llm.data import loader as loader_lib
 from pixel_llm.model import pixel_llm
-from pixel_llm.train import evaluate, experiment, parameters
+from pixel_llm.train import evaluate, experiment, parameters, results
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
@@ -72,6 +72,7 @@ class Trainer:
     self.mesh = sharding.make_mesh(config.mesh, devices)
     self._rules = config.mesh.rules()
     experiment.check(config, workdir)
+    _check_best(config)
     self.vocabulary = prepare_data(config)
     self.model = pixel_llm.PixelLLM(config.model)
     self._init = parameters.init_fn(config)
@@ -88,6 +89,7 @@ class Trainer:
     self.checkpoints = manager_lib.CheckpointManager(
       epath.Path(workdir) / 'checkpoints', config.checkpoint
     )
+    self._failed_saves: list[manager_lib.CheckpointError] = []
     sizes = [
       (x.size, bool(m))
       for x, m in zip(jax.tree.leaves(abstract), jax.tree.leaves(self._mask))
@@ -207,16 +209,64 @@ class Trainer:
     step = self.checkpoints.latest_step()
     return step or 0, self.checkpoints.restore_params(abstract, step)
 
-  def save(self, step: int, state: state_lib.TrainState) -> None:
-    """A checkpoint of `state`; the data position is the step itself."""
-    self.checkpoints.save(
-      step,
-      state,
-      {
-        'step': step,
-        'vocabulary': self.vocabulary.digest,
-        'seed': self.config.seed,
-      },
+  def save(
+    self,
+    step: int,
+    state: state_lib.TrainState,
+    metrics: dict[str, float] | None = None,
+    last: bool = False,
+  ) -> None:
+    """A checkpoint of `state`; the data position is the step itself.
+
+    A save that fails is logged, and training goes on to the next one. It is
+    known to have failed at the latest when the next one starts.
+
+    Args:
+      step: its name.
+      state: what is saved.
+      metrics: of an evaluation of it.
+      last: waits for it, and tries a second time if it failed.
+
+    Raises:
+      CheckpointError: the `checkpoint.max_failed_saves`-th failed in a row, the
+        second that hung, or the last one twice; or one of several processes,
+        which could not go on together.
+    """
+    metadata = {
+      'step': step,
+      'vocabulary': self.vocabulary.digest,
+      'seed': self.config.seed,
+    }
+    if metrics is not None:
+      metadata['metrics'] = metrics
+    try:
+      if self.checkpoints.wait():
+        self._failed_saves = []
+    except manager_lib.CheckpointError as e:
+      self._failed_save(e)
+    for tries_left in (1, 0) if last else (0,):
+      try:
+        self.checkpoints.save(step, state, metadata, self._mask)
+        if last:
+          self.checkpoints.wait()
+        return
+      except manager_lib.CheckpointError as e:
+        self._failed_save(e)
+        if last and not tries_left:
+          raise
+
+  def _failed_save(self, error: manager_lib.CheckpointError) -> None:
+    """Logs it; raises it if it was one too many."""
+    self._failed_saves.append(error)
+    hung = [
+      isinstance(e, manager_lib.HungSaveError) for e in self._failed_saves
+    ]
+    most = self.config.checkpoint.max_failed_saves
+    if len(hung) >= most or sum(hung) > 1 or jax.process_count() > 1:
+      raise error
+    self._log(
+      f'checkpoint failed, {len(hung)} in a row of at most {most}; training '
+      f'goes on: {error}'
     )
 
   def loader(self) -> loader_lib.Loader:
@@ -320,17 +370,28 @@ class Trainer:
           writer.write_scalars(step, values)
           curve.add(step, values)
           self._log(_line(step, loop.steps, values, left))
+        due = loop.eval_every and step % loop.eval_every == 0
+        metrics = None
+        # Saved first, a step is safe while it is evaluated; but what is best
+        # is known only after.
+        if due and self.config.checkpoint.keep_best and not stop.asked:
+          before = time.time()
+          metrics = results.flat_metrics(
+            self.evaluate(state.params, step, writer)
+          )
+          self._check_metric(metrics)
+          interval_began += time.time() - before
+        last = bool(last or stop.asked)
         if step % loop.checkpoint_every == 0 or last:
-          self.save(step, state)
+          self.save(step, state, metrics, last)
           saved = step
-        if loop.eval_every and step % loop.eval_every == 0 and not last:
+        if due and metrics is None and not last:
           before = time.time()
           self.evaluate(state.params, step, writer)
           # Not of the steps: neither their pace nor their wait for data.
           interval_began += time.time() - before
-        if stop.asked:
+        if last:
           break
-    self.checkpoints.wait()
     writer.close()
     if stop.asked and saved < loop.steps:
       raise Preempted(
@@ -338,6 +399,15 @@ class Trainer:
         'is saved, the same command goes on from there'
       )
     return state
+
+  def _check_metric(self, metrics: dict[str, float]) -> None:
+    """Raises a ConfigError if `checkpoint.best_metric` is none of them."""
+    name = self.config.checkpoint.best_metric
+    if name not in metrics:
+      raise config_lib.ConfigError(
+        f'config checkpoint.best_metric: {name!r} is not evaluated; there are '
+        f'{", ".join(sorted(metrics))}.'
+      )
 
   def _check_finite(self, found: dict[str, list[tuple[int, Any]]]) -> None:
     """Raises FloatingPointError at the first step that had NaN or infinity."""
@@ -364,9 +434,9 @@ class Trainer:
   ) -> dict[str, evaluate.Result]:
     """Evaluates; scalars and pictures go to TensorBoard."""
     evaluator = evaluate.Evaluator(self.config, self.model, self.mesh)
-    results = evaluator.run(params, progress)
+    found = evaluator.run(params, progress)
     own = writer or metric_writers.SummaryWriter(self.workdir)
-    for name, result in results.items():
+    for name, result in found.items():
       own.write_scalars(
         step, {f'eval/{name}/{k}': v for k, v in result.metrics.items()}
       )
@@ -380,7 +450,7 @@ class Trainer:
         + ', '.join(f'{k} {v:.4f}' for k, v in result.metrics.items())
       )
     own.flush()
-    return results
+    return found
 
 
 class Curve:
@@ -421,6 +491,23 @@ class _Stop:
   def __exit__(self, *_):
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+
+def _check_best(config: experiment.ExperimentConfig) -> None:
+  """Raises a ConfigError if no checkpoint could be the best."""
+  if not config.checkpoint.keep_best:
+    return
+  every, saved = config.loop.eval_every, config.loop.checkpoint_every
+  if not every or every % saved:
+    raise config_lib.ConfigError(
+      f'config loop.eval_every: expected a multiple of the {saved} of '
+      f'loop.checkpoint_every, since checkpoint.keep_best is set, got {every}.'
+    )
+  if not config.eval.tasks:
+    raise config_lib.ConfigError(
+      'config eval.tasks: expected some, since checkpoint.keep_best is set, '
+      'got none.'
+    )
 
 
 def prepare_data(

@@ -112,8 +112,8 @@ def test_a_restart_equals_no_interruption_bit_for_bit(
 
   real = loop.Trainer.save
 
-  def save_and_die(self, step, state):
-    real(self, step, state)
+  def save_and_die(self, step, *args):
+    real(self, step, *args)
     self.checkpoints.wait()
     if step == 4:
       raise Killed
@@ -420,6 +420,8 @@ def test_a_run_that_goes_on_does_not_look_at_its_sources(
 ):
   run, source = tmp_path / 'run', tmp_path / 'source'
   shutil.copytree(finished[0] / 'checkpoints' / '4', source / '4')
+  (base,) = (finished[0] / 'checkpoints').glob('base-*')
+  shutil.copytree(base, source / base.name)
   config = starting(config, path=str(source), step=4)
   trainer = make(config, run)
   with trainer.checkpoints:
