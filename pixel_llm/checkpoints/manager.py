@@ -126,6 +126,40 @@ class CheckpointConfig:
       )
 
 
+class _Session:
+  """Orbax's manager while it is open, and the writer of the base beside it.
+
+  A save that hangs takes its session with it: what its threads still do when
+  the disk answers again changes nothing here.
+  """
+
+  def __init__(self):
+    self.manager: ocp.CheckpointManager
+    self.base: str | None = None
+    self.writer: ocp.AsyncCheckpointer | None = None
+
+  def finish_base(self) -> None:
+    """Called before a step gets its final name, and when one is waited for."""
+    if self.writer is not None:
+      self.writer.wait_until_finished()
+
+  def finish(self) -> None:
+    """Returns when no save is under way."""
+    self.manager.wait_until_finished()
+    self.finish_base()
+    writer, self.writer = self.writer, None
+    if writer is not None:
+      writer.close()
+
+  def discard(self) -> None:
+    """Closes both; they raise what was raised before."""
+    with contextlib.suppress(Exception):
+      self.manager.close()
+    with contextlib.suppress(Exception):
+      if self.writer is not None:
+        self.writer.close()
+
+
 class CheckpointManager:
   """The checkpoints of one directory.
 
@@ -161,15 +195,13 @@ class CheckpointManager:
     self._config = config or CheckpointConfig()
     self._read_only = read_only
     # Set before opening, so that a failed open can be closed.
-    self._manager: ocp.CheckpointManager | None = None
+    self._session: _Session | None = None
     self._failed = False
     self._digester: threading.Thread | None = None
     self._best = _Best(self._config)
     self._deadline: float | None = None  # of the save under way
-    self._base: str | None = None
-    self._base_writer: ocp.AsyncCheckpointer | None = None
     _quiet_orbax()
-    self._open()
+    self._session = self._open()
 
   def save(
     self,
@@ -195,30 +227,37 @@ class CheckpointManager:
     metadata = {} if metadata is None else metadata
     json.dumps(metadata)
     self.wait()
+    if self._failed:
+      # A thread of the failed save may have written on while its folder was
+      # being cleared.
+      self._discard()
+    self._best.add(step, metadata)
     self._deadline = time.monotonic() + self._config.save_timeout_seconds
     with self._saving(f'step {step} was not saved'):
-      manager = self._bounded(self._begin, step, state, metadata, trainable)
+      session = self._session or self._bounded(self._open)
+      self._session = session
+      self._bounded(self._begin, session, step, state, metadata, trainable)
       if not self._config.asynchronous:
-        self._bounded(self._finish)
+        self._bounded(session.finish)
         self._deadline = None
     self._failed = False
     local = '://' not in os.fspath(self.directory)
     if self._config.digests and local and jax.process_index() == 0:
       self._digester = threading.Thread(
-        target=self._digest, args=(step, manager), name='digests', daemon=True
+        target=self._digest, args=(step, session), name='digests', daemon=True
       )
       self._digester.start()
 
   def _begin(
-    self, step: int, state: Any, metadata: dict[str, Any], trainable: Any
-  ) -> ocp.CheckpointManager:
+    self,
+    session: _Session,
+    step: int,
+    state: Any,
+    metadata: dict[str, Any],
+    trainable: Any,
+  ) -> None:
     """Copies what is to be written, and starts to write."""
-    if self._failed:
-      # A thread of the failed save may have written on while its folder was
-      # being cleared.
-      self._discard()
-    manager = self._opened()
-    if step in manager.all_steps():
+    if step in session.manager.all_steps():
       raise CheckpointError(
         f'{self.directory}: step {step} is already saved there.'
       )
@@ -228,8 +267,7 @@ class CheckpointManager:
       frozen = {n: x for n, x in params.items() if not mask[n]}
       if 0 < len(frozen) < len(params):
         params = {n: x for n, x in params.items() if mask[n]}
-        metadata = {**metadata, _BASE: self._write_base(frozen)}
-    self._best.add(step, metadata)
+        metadata = {**metadata, _BASE: self._write_base(session, frozen)}
     items = ocp.args.Composite(
       **{
         _PARAMS: ocp.args.StandardSave(_unflat(params)),
@@ -237,19 +275,18 @@ class CheckpointManager:
         _METADATA: ocp.args.JsonSave(metadata),
       }
     )
-    manager.save(step, args=items, force=True)
-    return manager
+    session.manager.save(step, args=items, force=True)
 
-  def _write_base(self, frozen: dict[str, Any]) -> str:
+  def _write_base(self, session: _Session, frozen: dict[str, Any]) -> str:
     """Starts to write the base if it is not there; its digest."""
-    if self._base is None:
+    if session.base is None:
       digest = digest_lib.digest(frozen)
       path = orbax.base(self.directory, digest)
       there = ocp.utils.is_checkpoint_finalized(path)
       if jax.process_count() > 1:
         there = multihost_utils.broadcast_one_to_all(np.asarray(there))
       if not there:
-        self._base_writer = writer = ocp.AsyncCheckpointer(
+        session.writer = writer = ocp.AsyncCheckpointer(
           ocp.StandardCheckpointHandler(),
           async_options=self._async_options(),
           multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -259,31 +296,14 @@ class CheckpointManager:
         writer.save(
           path, args=ocp.args.StandardSave(_unflat(frozen)), force=True
         )
-      self._base = digest
-    return self._base
+      session.base = digest
+    return session.base
 
-  def _finish_base(self) -> None:
-    """Called before a step gets its final name, and when one is waited for."""
-    if self._base_writer is not None:
-      self._base_writer.wait_until_finished()
-
-  def _finish(self) -> None:
-    """Returns when the save under way is done with."""
-    if self._manager is not None:
-      self._manager.wait_until_finished()
-    self._finish_base()
-    writer, self._base_writer = self._base_writer, None
-    if writer is not None:
-      writer.close()
-    if self._digester is not None:
-      self._digester.join()
-      self._digester = None
-
-  def _digest(self, step: int, manager: ocp.CheckpointManager) -> None:
+  def _digest(self, step: int, session: _Session) -> None:
     """Writes the digests of a checkpoint as soon as it is complete."""
     folder = self.directory / str(step)
     while not ocp.utils.is_checkpoint_finalized(folder):
-      if manager is not self._manager:
+      if session is not self._session:
         return  # it failed
       time.sleep(_POLL_SECONDS)
     with contextlib.suppress(OSError):  # by now it may be gone again
@@ -331,7 +351,7 @@ class CheckpointManager:
         ) from e
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('set_aside')
-    self._open()
+    self._session = self._open()
     return target
 
   def restore(self, abstract: State, step: int | None = None) -> State:
@@ -399,7 +419,11 @@ class CheckpointManager:
     if self._deadline is None:
       return False
     with self._saving('the last save failed'):
-      self._bounded(self._finish)
+      if self._session is not None:
+        self._bounded(self._session.finish)
+      if self._digester is not None:
+        self._bounded(self._digester.join)
+        self._digester = None
     self._deadline = None
     return True
 
@@ -442,7 +466,8 @@ class CheckpointManager:
     with contextlib.suppress(*([CheckpointError] if kind else [])):
       self.close()
 
-  def _open(self) -> None:
+  def _open(self) -> _Session:
+    session = _Session()
     keep: list[policies.PreservationPolicy] = [
       policies.LatestN(self._config.keep_last),
       self._best,
@@ -452,7 +477,7 @@ class CheckpointManager:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(keep),
       create=False,
-      async_options=self._async_options(self._finish_base),
+      async_options=self._async_options(session.finish_base),
     )
     try:
       if not self._read_only:
@@ -461,7 +486,7 @@ class CheckpointManager:
         raise NotADirectoryError('no such directory')
       if not self._read_only and jax.process_index() == 0:
         _clear(self.directory)
-      self._manager = manager = ocp.CheckpointManager(
+      session.manager = manager = ocp.CheckpointManager(
         self.directory,
         options=options,
         item_handlers={
@@ -473,6 +498,7 @@ class CheckpointManager:
       if self._config.keep_best and not self._read_only:
         for step in manager.all_steps():
           self._best.add(step, self._read_metadata(manager, step))
+      return session
     except Exception as e:
       raise CheckpointError(
         f'{self.directory}: can not be opened for checkpoints: {_cause(e)}'
@@ -490,22 +516,14 @@ class CheckpointManager:
     )
 
   def _opened(self) -> ocp.CheckpointManager:
-    if self._manager is None:
-      self._open()
-    assert self._manager is not None
-    return self._manager
+    if self._session is None:
+      self._session = self._open()
+    return self._session.manager
 
   def _discard(self) -> None:
-    manager, self._manager = self._manager, None
-    if manager is not None:
-      # It raises what was raised before.
-      with contextlib.suppress(Exception):
-        manager.close()
-    self._base = None
-    writer, self._base_writer = self._base_writer, None
-    if writer is not None:
-      with contextlib.suppress(Exception):
-        writer.close()
+    session, self._session = self._session, None
+    if session is not None:
+      session.discard()
 
   @contextlib.contextmanager
   def _saving(self, what: str):
@@ -516,8 +534,7 @@ class CheckpointManager:
       raise
     except TimeoutError as e:
       # Closing would wait for it; opening is for the next call.
-      self._deadline = self._manager = self._base = self._base_writer = None
-      self._digester = None
+      self._deadline = self._session = self._digester = None
       self._failed = True
       raise HungSaveError(
         f'{self.directory}: {what}: not done after '
@@ -531,7 +548,7 @@ class CheckpointManager:
       # clears what the failed save left there.
       self._discard()
       with contextlib.suppress(CheckpointError):
-        self._open()
+        self._session = self._open()
       self._failed = True
       raise CheckpointError(f'{self.directory}: {what}: {_cause(e)}') from e
 

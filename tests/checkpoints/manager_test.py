@@ -704,6 +704,7 @@ def hanging_disk(path):
     subprocess.run(['umount', '-l', path], check=True)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('asynchronous', [True, False])
 def test_hung_save(tmp_path, asynchronous):
   config = manager_lib.CheckpointConfig(

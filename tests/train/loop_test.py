@@ -143,6 +143,81 @@ def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
   assert (workdir / 'checkpoints.damaged').is_dir()
 
 
+@pytest.mark.parametrize('recovers', [True, False])
+def test_failed_saves_end_training_only_in_a_row(
+  config, finished, tmp_path, recovers
+):
+  """For two or three saves there is a file where their folder should be."""
+  folder = tmp_path / 'run' / 'checkpoints'
+
+  def progress(step, _):
+    if step == 3:
+      folder.rename(tmp_path / 'away')
+      folder.touch()
+    if step == 5 and recovers:
+      folder.unlink()
+      (tmp_path / 'away').rename(folder)
+
+  config = dataclasses.replace(
+    config,
+    checkpoint=manager.CheckpointConfig(keep_last=10),
+    loop=dataclasses.replace(config.loop, checkpoint_every=1),
+  )
+  lines = []
+  trainer = make(config, tmp_path / 'run', lines)
+  if recovers:
+    with trainer.checkpoints:
+      assert_equal(trainer.train(progress), finished[1])
+      assert trainer.checkpoints.steps() == [1, 2, 5, 6, 7, 8]
+  else:
+    with (
+      trainer.checkpoints,
+      pytest.raises(manager.CheckpointError, match='Not a directory'),
+    ):
+      trainer.train(progress)
+    assert (tmp_path / 'away' / '2').is_dir()
+  failed = [line for line in lines if line.startswith('checkpoint failed')]
+  assert len(failed) == 2
+  assert 'failed, 2 in a row of at most 3; training goes on: ' in failed[1]
+
+
+def test_the_best_is_kept(config, tmp_path):
+  checkpoint = manager.CheckpointConfig(
+    keep_last=1, keep_best=1, best_metric='narrate/word_error'
+  )
+  tasks = {'scenes_narrate': config.eval.tasks['scenes_narrate']}
+  config = dataclasses.replace(
+    config,
+    checkpoint=checkpoint,
+    eval=dataclasses.replace(config.eval, tasks=tasks, targets=()),
+  )
+  with pytest.raises(config_lib.ConfigError, match='multiple of the 4 of'):
+    make(config, tmp_path)
+  loop_config = dataclasses.replace(
+    config.loop, checkpoint_every=2, eval_every=2
+  )
+  config = dataclasses.replace(config, loop=loop_config)
+  with pytest.raises(
+    config_lib.ConfigError, match=r'word_error.*is not eval.*narrate/point_l1'
+  ):
+    train(config, tmp_path)
+  metric = 'narrate/point_l1'
+  checkpoint = dataclasses.replace(checkpoint, best_metric=metric)
+  lines = []
+  train(dataclasses.replace(config, checkpoint=checkpoint), tmp_path, lines)
+  values = {
+    int(line.split()[1]): float(line.split('point_l1 ')[1].split(',')[0])
+    for line in lines
+    if 'scenes_narrate' in line and 'point_l1 ' in line
+  }
+  assert sorted(values) == [2, 4, 6, 8]
+  with manager.CheckpointManager(tmp_path / 'checkpoints') as reader:
+    best = reader.steps()[0]
+    assert reader.steps() == sorted({best, 8})
+    kept = reader.metadata(best)['metrics'][metric]
+  assert round(kept, 4) == values[best] == min(values.values())
+
+
 def test_frozen_parameters_do_not_move(config, finished, tmp_path):
   trainer = make(config, tmp_path)
   with trainer.checkpoints:
