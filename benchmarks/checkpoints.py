@@ -113,7 +113,8 @@ def _measure(config, args, progress) -> float:
     return State(state.step + 1, params, opt_state)
 
   step = jax.jit(step, donate_argnums=0)
-  state, x = init(jax.random.key(0)), jnp.ones((64, _SIDE))
+  state = init(jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (64, _SIDE))
 
   def steps(count):
     nonlocal state
