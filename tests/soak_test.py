@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Real processes that are killed, and that are fewer or more when they go on."""
+"""Real processes that are killed, and fewer or more that go on."""
 
 import json
 import os

@@ -1,7 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -14,6 +13,7 @@ import textwrap
 import time
 from typing import Any
 
+import disks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -450,31 +450,6 @@ def test_file_in_place_of_the_directory(tmp_path, below):
       manager_lib.CheckpointManager(path / below, read_only=read_only)
 
 
-@contextlib.contextmanager
-def small_disk(path):
-  """A file system of 1 MB.
-
-  Only root may mount one; elsewhere no disk is really full, and the test is
-  skipped rather than played with a mock.
-  """
-  path.mkdir()
-  made = (
-    shutil.which('mount')
-    and subprocess.run(
-      ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(path)],
-      capture_output=True,
-      check=False,
-    ).returncode
-    == 0
-  )
-  if not made:
-    pytest.skip('may not mount a tmpfs here')
-  try:
-    yield path
-  finally:
-    subprocess.run(['umount', '-l', str(path)], check=True)
-
-
 # TensorStore ends its cancelled writes after Orbax's event loop is gone.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('asynchronous', [True, False])
@@ -482,7 +457,7 @@ def test_full_and_read_only_disk(tmp_path, asynchronous):
   config = manager_lib.CheckpointConfig(keep_last=1, asynchronous=asynchronous)
   wanted = abstract(make_state())
   started = time.monotonic()
-  with small_disk(tmp_path / 'disk') as disk:
+  with disks.small(tmp_path / 'disk') as disk:
     manager = manager_lib.CheckpointManager(disk, config)
     manager.save(1, make_state(1))
     with pytest.raises(
@@ -684,26 +659,6 @@ def test_killed_at_random_in_saves(tmp_path):
     assert manager.latest_step() >= steps[-1]
 
 
-@contextlib.contextmanager
-def hanging_disk(path):
-  """A file system that stops to answer when it is frozen, as NFS may."""
-  path.mkdir()
-  image = path.with_suffix('.img')
-  with open(image, 'wb') as file:
-    file.truncate(16 << 20)
-  commands = (['mkfs.ext4', '-q', image], ['mount', '-o', 'loop', image, path])
-  if not all(
-    shutil.which(c[0]) and subprocess.run(c, check=False).returncode == 0
-    for c in (*commands, ['fsfreeze', '-f', path], ['fsfreeze', '-u', path])
-  ):
-    pytest.skip('may not mount and freeze a file system here')
-  try:
-    yield path
-  finally:
-    subprocess.run(['fsfreeze', '-u', path], capture_output=True, check=False)
-    subprocess.run(['umount', '-l', path], check=True)
-
-
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('asynchronous', [True, False])
 def test_hung_save(tmp_path, asynchronous):
@@ -711,18 +666,18 @@ def test_hung_save(tmp_path, asynchronous):
     asynchronous=asynchronous, save_timeout_seconds=2
   )
   said = r'step 2 was not saved: not done after 2 seconds|the last save failed'
-  with hanging_disk(tmp_path / 'disk') as disk:
+  with disks.hanging(tmp_path / 'disk') as disk:
     manager = manager_lib.CheckpointManager(disk / 'a', config)
     manager.save(1, make_state(1))
     manager.wait()
-    subprocess.run(['fsfreeze', '-f', disk], check=True)
+    disks.freeze(disk)
     with pytest.raises(manager_lib.HungSaveError, match=said):
       manager.save(2, make_state(2))
       manager.wait()
     with pytest.raises(manager_lib.HungSaveError, match='step 3 was not saved'):
       manager.save(3, make_state(3))
       manager.wait()
-    subprocess.run(['fsfreeze', '-u', disk], check=True)
+    disks.thaw(disk)
     manager.save(4, make_state(4))
     assert manager.steps()[-1] == 4 and 1 in manager.steps()
     assert_same(manager.restore(abstract(make_state())), make_state(4))

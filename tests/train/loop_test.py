@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole path at the smallest size: files to metrics, picture and answer."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
 
+import disks
 import jax
 import numpy as np
 import pytest
@@ -181,6 +183,43 @@ def test_failed_saves_end_training_only_in_a_row(
   failed = [line for line in lines if line.startswith('checkpoint failed')]
   assert len(failed) == 2
   assert 'failed, 2 in a row of at most 3; training goes on: ' in failed[1]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('recovers', [True, False])
+def test_a_hung_save_is_tried_once_more(config, finished, tmp_path, recovers):
+  config = dataclasses.replace(
+    config,
+    checkpoint=manager.CheckpointConfig(save_timeout_seconds=2),
+    loop=dataclasses.replace(config.loop, checkpoint_every=1),
+  )
+  lines = []
+  with disks.hanging(tmp_path / 'disk') as disk:
+
+    def progress(step, _):
+      if step == 3:
+        trainer.checkpoints.wait()
+        disks.freeze(disk)
+      if step == 4 and recovers:
+        disks.thaw(disk)
+
+    (disk / 'checkpoints').mkdir()
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'checkpoints').symlink_to(disk / 'checkpoints')
+    trainer = make(config, tmp_path / 'run', lines)
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(trainer.checkpoints)
+      if recovers:
+        assert_equal(trainer.train(progress), finished[1])
+        assert trainer.checkpoints.steps()[-3:] == [6, 7, 8]
+      else:
+        with pytest.raises(
+          manager.HungSaveError, match=r'step 4 was not saved: not done after 2'
+        ):
+          trainer.train(progress)
+    disks.thaw(disk) if not recovers else None
+  failed = [line for line in lines if line.startswith('checkpoint failed')]
+  assert len(failed) == 1 and 'step 3 was not saved' in failed[0]
 
 
 def test_the_best_is_kept(config, tmp_path):
