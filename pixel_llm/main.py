@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f'pixel-llm {known.verb}: error: {_message(e)}', file=sys.stderr)
     if type(e).__name__ == 'HungSaveError':
       # A thread that the disk does not answer could not be waited for.
+      sys.stdout.flush()
       sys.stderr.flush()
       os._exit(_FAILED)
     return _FAILED

@@ -46,6 +46,7 @@ _PARAMS, _TRAIN, _METADATA = 'params', 'train', 'metadata'
 _BASE = 'base'
 _DIGESTS = 'digests.json'
 _POLL_SECONDS = 0.2
+_LEAST_SECONDS = 60.0
 # How many names an error about a tree lists of each kind.
 _LISTED = 20
 
@@ -445,7 +446,9 @@ class CheckpointManager:
 
     # Threads that it starts are daemons then too.
     threading.Thread(target=run, name='save', daemon=True).start()
-    return outcome.result(max(0.0, self._deadline - time.monotonic()))
+    # After the deadline, what is done already needs a moment to say so.
+    least = min(_LEAST_SECONDS, self._config.save_timeout_seconds)
+    return outcome.result(max(least, self._deadline - time.monotonic()))
 
   def close(self) -> None:
     """Waits for the save under way and ends the threads; may be repeated.

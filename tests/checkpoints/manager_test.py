@@ -684,6 +684,15 @@ def test_hung_save(tmp_path, asynchronous):
     manager.close()
 
 
+def test_a_save_that_was_done_in_time_has_not_hung(tmp_path):
+  config = manager_lib.CheckpointConfig(save_timeout_seconds=5)
+  with manager_lib.CheckpointManager(tmp_path, config) as manager:
+    manager.save(1, make_state(1))
+    manager._deadline -= 10  # as if the next came that much later
+    manager.save(2, make_state(2))
+    assert manager.steps() == [1, 2]
+
+
 def test_the_error_under_way_is_not_hidden_by_closing(tmp_path, monkeypatch):
   manager = manager_lib.CheckpointManager(tmp_path)
   manager.save(1, make_state())
