@@ -67,7 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     message = _message(e)
     if not known.debug and _is_users(e):
       print(f'pixel-llm {known.verb}: error: {message}', file=sys.stderr)
-      return _end(exits.FAILED, message)
+      code = _end(exits.FAILED, message)
+      if type(e).__name__ == 'HungSaveError':
+        # A thread that the disk does not answer could not be waited for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+      return code
     if _cluster():
       traceback.print_exc()
     _end(exits.FAILED, f'{type(e).__name__}: {e}')

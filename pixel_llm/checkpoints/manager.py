@@ -7,22 +7,30 @@ by its own names; `train`, the rest of the state; `metadata`, JSON. A reader of
 one item does not touch the others. Beside them `digests.json` has the SHA-256
 of every file, by which damage is known; a save that was killed before it was
 written has none, and neither have buckets, which look after their bytes.
+
+Frozen parameters are not in `params` but once in `base-<digest>`, beside the
+steps, which is complete before a step that needs it is. `metadata` has the
+digest of their values as `base`.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import threading
 import time
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
@@ -30,10 +38,15 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pixel_llm import files
+from pixel_llm.checkpoints import digest as digest_lib
+from pixel_llm.checkpoints.formats import orbax
 
 _PARAMS, _TRAIN, _METADATA = 'params', 'train', 'metadata'
+# In the metadata: the digest of the frozen parameters, written once.
+_BASE = 'base'
 _DIGESTS = 'digests.json'
 _POLL_SECONDS = 0.2
+_LEAST_SECONDS = 60.0
 # How many names an error about a tree lists of each kind.
 _LISTED = 20
 
@@ -48,6 +61,10 @@ class DamagedCheckpointError(CheckpointError):
   """A checkpoint is not as it was written, or can't be read."""
 
 
+class HungSaveError(CheckpointError):
+  """A save took too long; its threads may hang for as long as the disk does."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """What is kept, and whether training waits for the disk.
@@ -55,15 +72,30 @@ class CheckpointConfig:
   Attributes:
     keep_last: the newest so many checkpoints stay.
     keep_every: those whose step is a multiple of it stay too; None for none.
+    keep_best: so many with the best metric stay too.
+    best_metric: which, such as 'narrate/point_l1', as `metrics` of the
+      metadata has it. A checkpoint without it, or with NaN, is never best.
+    best_mode: whether the smallest or the largest is best.
+    frozen: parameters that are not trained are written 'once', beside the
+      checkpoints, or 'embedded' in each, which is then whole by itself.
     asynchronous: `save` returns when the state is copied to host memory.
     digests: written for each checkpoint by a thread, and compared before one is
       restored to go on from.
+    save_timeout_seconds: after that a save has failed.
+    max_failed_saves: so many failed saves in a row end training; the last
+      step's does in any case, and so do two that hung.
   """
 
   keep_last: int = 3
   keep_every: int | None = None
+  keep_best: int = 0
+  best_metric: str | None = None
+  best_mode: Literal['min', 'max'] = 'min'
+  frozen: Literal['once', 'embedded'] = 'once'
   asynchronous: bool = True
   digests: bool = True
+  save_timeout_seconds: float = 1200.0
+  max_failed_saves: int = 3
 
   def __post_init__(self):
     if self.keep_last < 1:
@@ -72,6 +104,61 @@ class CheckpointConfig:
       raise ValueError(
         f'keep_every: expected >= 1 or None, got {self.keep_every}.'
       )
+    if self.keep_best < 0:
+      raise ValueError(f'keep_best: expected >= 0, got {self.keep_best}.')
+    if self.keep_best and not self.best_metric:
+      raise ValueError('best_metric: keep_best needs one, got none.')
+    for field, known in (
+      ('best_mode', ('min', 'max')),
+      ('frozen', ('once', 'embedded')),
+    ):
+      if getattr(self, field) not in known:
+        raise ValueError(
+          f'{field}: expected {" or ".join(map(repr, known))}, got '
+          f'{getattr(self, field)!r}.'
+        )
+    if self.save_timeout_seconds <= 0:
+      raise ValueError(
+        f'save_timeout_seconds: expected > 0, got {self.save_timeout_seconds}.'
+      )
+    if self.max_failed_saves < 1:
+      raise ValueError(
+        f'max_failed_saves: expected >= 1, got {self.max_failed_saves}.'
+      )
+
+
+class _Session:
+  """Orbax's manager while it is open, and the writer of the base beside it.
+
+  A save that hangs takes its session with it: what its threads still do when
+  the disk answers again changes nothing here.
+  """
+
+  def __init__(self):
+    self.manager: ocp.CheckpointManager
+    self.base: str | None = None
+    self.writer: ocp.AsyncCheckpointer | None = None
+
+  def finish_base(self) -> None:
+    """Called before a step gets its final name, and when one is waited for."""
+    if self.writer is not None:
+      self.writer.wait_until_finished()
+
+  def finish(self) -> None:
+    """Returns when no save is under way."""
+    self.manager.wait_until_finished()
+    self.finish_base()
+    writer, self.writer = self.writer, None
+    if writer is not None:
+      writer.close()
+
+  def discard(self) -> None:
+    """Closes both; they raise what was raised before."""
+    with contextlib.suppress(Exception):
+      self.manager.close()
+    with contextlib.suppress(Exception):
+      if self.writer is not None:
+        self.writer.close()
 
 
 class CheckpointManager:
@@ -109,21 +196,30 @@ class CheckpointManager:
     self._config = config or CheckpointConfig()
     self._read_only = read_only
     # Set before opening, so that a failed open can be closed.
-    self._manager: ocp.CheckpointManager | None = None
+    self._session: _Session | None = None
     self._failed = False
     self._digester: threading.Thread | None = None
+    self._best = _Best(self._config)
+    self._deadline: float | None = None  # of the save under way
     _quiet_orbax()
-    self._open()
+    self._session = self._open()
 
   def save(
-    self, step: int, state: Any, metadata: dict[str, Any] | None = None
+    self,
+    step: int,
+    state: Any,
+    metadata: dict[str, Any] | None = None,
+    trainable: Any = None,
   ) -> None:
     """Writes a checkpoint; the caller may donate `state` as soon as it returns.
 
     Args:
       step: its name; larger than those before.
       state: a flax.struct dataclass with `params`; leaves are jax.Arrays.
-      metadata: JSON values, read back by `metadata`.
+      metadata: JSON values, read back by `metadata`; of `metrics` in it,
+        name -> number, one may say what is best.
+      trainable: a tree as `params` with True where it is trained; the others
+        must be as they were at the first save. Default all.
 
     Raises:
       CheckpointError: this save, or the asynchronous one before, failed.
@@ -136,35 +232,79 @@ class CheckpointManager:
       # A thread of the failed save may have written on while its folder was
       # being cleared.
       self._discard()
-    manager = self._opened()
-    if step in manager.all_steps():
-      raise CheckpointError(
-        f'{self.directory}: step {step} is already saved there.'
-      )
-    items = ocp.args.Composite(
-      **{
-        _PARAMS: ocp.args.StandardSave(_nested(state.params)),
-        _TRAIN: ocp.args.StandardSave(_nested(_rest(state))),
-        _METADATA: ocp.args.JsonSave(metadata),
-      }
-    )
+    self._best.add(step, metadata)
+    self._deadline = time.monotonic() + self._config.save_timeout_seconds
     with self._saving(f'step {step} was not saved'):
-      manager.save(step, args=items, force=True)
+      session = self._session or self._bounded(self._open)
+      self._session = session
+      self._bounded(self._begin, session, step, state, metadata, trainable)
       if not self._config.asynchronous:
-        manager.wait_until_finished()
+        self._bounded(session.finish)
+        self._deadline = None
     self._failed = False
     local = '://' not in os.fspath(self.directory)
     if self._config.digests and local and jax.process_index() == 0:
       self._digester = threading.Thread(
-        target=self._digest, args=(step, manager), name='digests', daemon=True
+        target=self._digest, args=(step, session), name='digests', daemon=True
       )
       self._digester.start()
 
-  def _digest(self, step: int, manager: ocp.CheckpointManager) -> None:
+  def _begin(
+    self,
+    session: _Session,
+    step: int,
+    state: Any,
+    metadata: dict[str, Any],
+    trainable: Any,
+  ) -> None:
+    """Copies what is to be written, and starts to write."""
+    if step in session.manager.all_steps():
+      raise CheckpointError(
+        f'{self.directory}: step {step} is already saved there.'
+      )
+    params = _flat(state.params)
+    if trainable is not None and self._config.frozen == 'once':
+      mask = _flat(trainable)
+      frozen = {n: x for n, x in params.items() if not mask[n]}
+      if 0 < len(frozen) < len(params):
+        params = {n: x for n, x in params.items() if mask[n]}
+        metadata = {**metadata, _BASE: self._write_base(session, frozen)}
+    items = ocp.args.Composite(
+      **{
+        _PARAMS: ocp.args.StandardSave(_unflat(params)),
+        _TRAIN: ocp.args.StandardSave(_nested(_rest(state))),
+        _METADATA: ocp.args.JsonSave(metadata),
+      }
+    )
+    session.manager.save(step, args=items, force=True)
+
+  def _write_base(self, session: _Session, frozen: dict[str, Any]) -> str:
+    """Starts to write the base if it is not there; its digest."""
+    if session.base is None:
+      digest = digest_lib.digest(frozen)
+      path = orbax.base(self.directory, digest)
+      there = ocp.utils.is_checkpoint_finalized(path)
+      if jax.process_count() > 1:
+        there = multihost_utils.broadcast_one_to_all(np.asarray(there))
+      if not there:
+        session.writer = writer = ocp.AsyncCheckpointer(
+          ocp.StandardCheckpointHandler(),
+          async_options=self._async_options(),
+          multiprocessing_options=ocp.options.MultiprocessingOptions(
+            barrier_sync_key_prefix=_BASE
+          ),
+        )
+        writer.save(
+          path, args=ocp.args.StandardSave(_unflat(frozen)), force=True
+        )
+      session.base = digest
+    return session.base
+
+  def _digest(self, step: int, session: _Session) -> None:
     """Writes the digests of a checkpoint as soon as it is complete."""
     folder = self.directory / str(step)
     while not ocp.utils.is_checkpoint_finalized(folder):
-      if manager is not self._manager:
+      if session is not self._session:
         return  # it failed
       time.sleep(_POLL_SECONDS)
     with contextlib.suppress(OSError):  # by now it may be gone again
@@ -212,7 +352,7 @@ class CheckpointManager:
         ) from e
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('set_aside')
-    self._open()
+    self._session = self._open()
     return target
 
   def restore(self, abstract: State, step: int | None = None) -> State:
@@ -254,8 +394,13 @@ class CheckpointManager:
     """
     step = self._existing(step)
     with self._reading(step):
-      item = ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
-      return self._opened().restore(step, args=item)[_METADATA]
+      return self._read_metadata(self._opened(), step)
+
+  def _read_metadata(
+    self, manager: ocp.CheckpointManager, step: int
+  ) -> dict[str, Any]:
+    item = ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
+    return manager.restore(step, args=item)[_METADATA]
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, ascending; waits for a save."""
@@ -266,17 +411,44 @@ class CheckpointManager:
     """The newest complete checkpoint, or None; waits for a save."""
     return max(self.steps(), default=None)
 
-  def wait(self) -> None:
-    """Returns when no save is under way.
+  def wait(self) -> bool:
+    """Returns when no save is under way; whether one was.
 
     Raises:
       CheckpointError: the save failed.
     """
+    if self._deadline is None:
+      return False
     with self._saving('the last save failed'):
-      self._opened().wait_until_finished()
-    if self._digester is not None:
-      self._digester.join()
-      self._digester = None
+      if self._session is not None:
+        self._bounded(self._session.finish)
+      if self._digester is not None:
+        self._bounded(self._digester.join)
+        self._digester = None
+    self._deadline = None
+    return True
+
+  def _bounded(self, call: Callable[..., Any], *args: Any) -> Any:
+    """What a call gives, if it does so before the save's deadline.
+
+    Raises:
+      TimeoutError: else. The thread is left behind; nothing can end it while
+        the system does not answer it.
+    """
+    assert self._deadline is not None
+    outcome = concurrent.futures.Future()
+
+    def run():
+      try:
+        outcome.set_result(call(*args))
+      except BaseException as e:
+        outcome.set_exception(e)
+
+    # Threads that it starts are daemons then too.
+    threading.Thread(target=run, name='save', daemon=True).start()
+    # After the deadline, what is done already needs a moment to say so.
+    least = min(_LEAST_SECONDS, self._config.save_timeout_seconds)
+    return outcome.result(max(least, self._deadline - time.monotonic()))
 
   def close(self) -> None:
     """Waits for the save under way and ends the threads; may be repeated.
@@ -284,8 +456,6 @@ class CheckpointManager:
     Raises:
       CheckpointError: the save failed.
     """
-    if self._manager is None:
-      return
     try:
       self.wait()
     finally:
@@ -299,26 +469,27 @@ class CheckpointManager:
     with contextlib.suppress(*([CheckpointError] if kind else [])):
       self.close()
 
-  def _open(self) -> None:
+  def _open(self) -> _Session:
+    session = _Session()
     keep: list[policies.PreservationPolicy] = [
-      policies.LatestN(self._config.keep_last)
+      policies.LatestN(self._config.keep_last),
+      self._best,
     ]
     if self._config.keep_every is not None:
       keep.append(policies.EveryNSteps(self._config.keep_every))
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(keep),
       create=False,
-      cleanup_tmp_directories=not self._read_only,
-      # Made in the background, a folder that can not be made would leave
-      # threads waiting five minutes for it, the exit of the process included.
-      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+      async_options=self._async_options(session.finish_base),
     )
     try:
       if not self._read_only:
         self.directory.mkdir(parents=True, exist_ok=True)
       if not self.directory.is_dir():
         raise NotADirectoryError('no such directory')
-      self._manager = ocp.CheckpointManager(
+      if not self._read_only and jax.process_index() == 0:
+        _clear(self.directory)
+      session.manager = manager = ocp.CheckpointManager(
         self.directory,
         options=options,
         item_handlers={
@@ -327,37 +498,60 @@ class CheckpointManager:
           _METADATA: ocp.JsonCheckpointHandler(),
         },
       )
+      if self._config.keep_best and not self._read_only:
+        for step in manager.all_steps():
+          self._best.add(step, self._read_metadata(manager, step))
+      return session
     except Exception as e:
       raise CheckpointError(
         f'{self.directory}: can not be opened for checkpoints: {_cause(e)}'
       ) from e
 
+  def _async_options(
+    self, callback: Callable[[], None] | None = None
+  ) -> ocp.AsyncOptions:
+    return ocp.AsyncOptions(
+      timeout_secs=math.ceil(self._config.save_timeout_seconds),
+      post_finalization_callback=callback,
+      # Made in the background, a folder that can not be made would leave
+      # threads waiting five minutes for it, the exit of the process included.
+      create_directories_asynchronously=False,
+    )
+
   def _opened(self) -> ocp.CheckpointManager:
-    if self._manager is None:
-      self._open()
-    assert self._manager is not None
-    return self._manager
+    if self._session is None:
+      self._session = self._open()
+    return self._session.manager
 
   def _discard(self) -> None:
-    manager, self._manager = self._manager, None
-    if manager is not None:
-      # It raises what was raised before.
-      with contextlib.suppress(Exception):
-        manager.close()
+    session, self._session = self._session, None
+    if session is not None:
+      session.discard()
 
   @contextlib.contextmanager
   def _saving(self, what: str):
     try:
       yield
     except CheckpointError:
+      self._deadline = None
       raise
+    except TimeoutError as e:
+      # Closing would wait for it; opening is for the next call.
+      self._deadline = self._session = self._digester = None
+      self._failed = True
+      raise HungSaveError(
+        f'{self.directory}: {what}: not done after '
+        f'{self._config.save_timeout_seconds:g} seconds '
+        '(checkpoint.save_timeout_seconds).'
+      ) from e
     except Exception as e:
+      self._deadline = None
       # Orbax now counts the failed step as saved and those it would have
       # replaced as gone. Opened again it reads the truth from the disk, and
       # clears what the failed save left there.
       self._discard()
       with contextlib.suppress(CheckpointError):
-        self._open()
+        self._session = self._open()
       self._failed = True
       raise CheckpointError(f'{self.directory}: {what}: {_cause(e)}') from e
 
@@ -389,25 +583,125 @@ class CheckpointManager:
     step = self._existing(step)
     manager = self._opened()
     with self._reading(step):
-      on_disk = dict(manager.item_metadata(step).items())
+      on_disk = {k: v.tree for k, v in manager.item_metadata(step).items() if v}
+      base = self._read_metadata(manager, step).get(_BASE)
+    shared = {}
+    if base is not None and _PARAMS in trees:
+      shared = self._base_metadata(step, base)
+    with self._reading(step):
       for item, tree in trees.items():
         saved = on_disk.get(item)
         if saved is None:
           raise CheckpointError(
             f'{self.directory}: step {step} has no item {item!r}.'
           )
-        message = _difference(_flat(tree), _flat(saved.tree), cast)
+        saved = _flat(saved) | (shared if item == _PARAMS else {})
+        message = _difference(_flat(tree), saved, cast)
         if message:
           raise CheckpointError(
             f'{self.directory}: {item} of step {step} do not fit the model. '
             f'{message}'
           )
       wanted = {
-        item: ocp.args.StandardRestore(_nested(jax.tree.map(_placed, tree)))
+        item: {
+          name: _placed(leaf)
+          for name, leaf in _flat(tree).items()
+          if item != _PARAMS or name not in shared
+        }
         for item, tree in trees.items()
       }
-      restored = manager.restore(step, args=ocp.args.Composite(**wanted))
-      return {item: _like(tree, restored[item]) for item, tree in trees.items()}
+      args = {
+        item: ocp.args.StandardRestore(_unflat(flat))
+        for item, flat in wanted.items()
+      }
+      restored = manager.restore(step, args=ocp.args.Composite(**args))
+      found = {item: _flat(restored[item]) for item in trees}
+    if base is not None and shared:
+      found[_PARAMS] |= self._restore_base(
+        step,
+        base,
+        {n: x for n, x in _flat(trees[_PARAMS]).items() if n in shared},
+        shared,
+      )
+    return {item: _like(tree, found[item]) for item, tree in trees.items()}
+
+  def _base_metadata(self, step: int, base: str) -> dict[str, Any]:
+    path = orbax.base(self.directory, base)
+    with (
+      self._reading_base(step, path),
+      contextlib.closing(
+        ocp.Checkpointer(ocp.StandardCheckpointHandler())
+      ) as r,
+    ):
+      metadata: Any = r.metadata(path).item_metadata
+      return _flat(metadata.tree)
+
+  def _restore_base(
+    self, step: int, base: str, wanted: dict[str, Any], saved: dict[str, Any]
+  ) -> dict[str, Any]:
+    path = orbax.base(self.directory, base)
+    with (
+      self._reading_base(step, path),
+      contextlib.closing(
+        ocp.Checkpointer(ocp.StandardCheckpointHandler())
+      ) as r,
+    ):
+      placed = _unflat({n: _placed(leaf) for n, leaf in wanted.items()})
+      found = _flat(r.restore(path, args=ocp.args.StandardRestore(placed)))
+      if any(found[n].dtype != saved[n].dtype for n in found):
+        return found  # cast
+      digest = digest_lib.digest(found)
+      if digest != base:
+        raise ValueError(f'its parameters have the digest {digest}')
+      return found
+
+  @contextlib.contextmanager
+  def _reading_base(self, step: int, path: epath.Path):
+    # Not of a damaged checkpoint: the others need the same base.
+    try:
+      if not path.exists():
+        raise FileNotFoundError('no such folder')
+      yield
+    except Exception as e:
+      raise CheckpointError(
+        f'{self.directory}: step {step} needs {path.name} beside it, the '
+        f'parameters that were not trained: {_cause(e)}'
+      ) from e
+
+
+class _Best(policies.PreservationPolicy):
+  """Preserves the checkpoints with the best metric."""
+
+  def __init__(self, config: CheckpointConfig):
+    self._config = config
+    self._scores: dict[int, float] = {}
+
+  def add(self, step: int, metadata: dict[str, Any]) -> None:
+    """Notes a checkpoint's metric, if it has it."""
+    value = metadata.get('metrics', {}).get(self._config.best_metric)
+    self._scores.pop(step, None)
+    if value is not None and math.isfinite(value):
+      self._scores[step] = -value if self._config.best_mode == 'min' else value
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> Sequence[bool]:
+    """Of each checkpoint, whether it stays; of equal ones the newest."""
+    steps = [c.step for c in checkpoints]
+    ranked = sorted(
+      (s for s in steps if s in self._scores),
+      key=lambda s: (self._scores[s], s),
+      reverse=True,
+    )
+    return [s in ranked[: self._config.keep_best] for s in steps]
+
+
+def _clear(directory: epath.Path) -> None:
+  """Removes what killed saves left; Orbax would do so while we write."""
+  for path in directory.iterdir():
+    if path.is_dir() and ocp.utils.is_tmp_checkpoint(path):
+      with contextlib.suppress(OSError):  # a save will tell
+        path.rmtree()
 
 
 def _sha256(folder: epath.Path) -> dict[str, str]:
@@ -437,11 +731,14 @@ def _flat(tree: Any) -> dict[str, Any]:
 def _nested(tree: Any) -> dict[str, Any]:
   # Plain dicts: on disk there is no trace of the classes of the optimizer, nor
   # of its empty nodes.
-  return traverse_util.unflatten_dict(_flat(tree), sep='/')
+  return _unflat(_flat(tree))
 
 
-def _like(tree: Any, nested: dict[str, Any]) -> Any:
-  flat = traverse_util.flatten_dict(nested, sep='/')
+def _unflat(flat: dict[str, Any]) -> dict[str, Any]:
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _like(tree: Any, flat: dict[str, Any]) -> Any:
   return jax.tree.unflatten(
     jax.tree.structure(tree), [flat[path] for path in _flat(tree)]
   )

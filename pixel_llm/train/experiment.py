@@ -177,7 +177,8 @@ class LoopConfig:
     log_every: steps between lines of log and TensorBoard scalars.
     checkpoint_every: steps between checkpoints; the last step always has one.
     eval_every: steps between evaluations while training; 0 evaluates only
-      by `pixel-llm evaluate`.
+      by `pixel-llm evaluate`. With `checkpoint.keep_best` a multiple of
+      `checkpoint_every`, and the last step is evaluated too.
     workers: threads of each host that prepare examples; 0 takes as many as
       there are cores.
     microbatches: parts that a step's batch is learned from one after another,

@@ -29,7 +29,13 @@ from pixel_llm.checkpoints.tensors import Tensors
 from pixel_llm.data import datasets, registry
 from pixel_llm.data import loader as loader_lib
 from pixel_llm.model import pixel_llm
-from pixel_llm.train import cluster, evaluate, experiment, parameters
+from pixel_llm.train import (
+  cluster,
+  evaluate,
+  experiment,
+  parameters,
+  results,
+)
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
@@ -73,6 +79,7 @@ class Trainer:
     self.mesh = sharding.make_mesh(config.mesh, devices)
     self._rules = config.mesh.rules()
     experiment.check(config, workdir)
+    _check_best(config)
     self.vocabulary = prepare_data(config)
     self.model = pixel_llm.PixelLLM(config.model)
     self._init = parameters.init_fn(config)
@@ -92,6 +99,7 @@ class Trainer:
     self.checkpoints = manager_lib.CheckpointManager(
       epath.Path(workdir) / 'checkpoints', config.checkpoint
     )
+    self._failed_saves: list[manager_lib.CheckpointError] = []
     sizes = [
       (x.size, bool(m))
       for x, m in zip(jax.tree.leaves(abstract), jax.tree.leaves(self._mask))
@@ -211,16 +219,64 @@ class Trainer:
     step = self.checkpoints.latest_step()
     return step or 0, self.checkpoints.restore_params(abstract, step)
 
-  def save(self, step: int, state: state_lib.TrainState) -> None:
-    """A checkpoint of `state`; the data position is the step itself."""
-    self.checkpoints.save(
-      step,
-      state,
-      {
-        'step': step,
-        'vocabulary': self.vocabulary.digest,
-        'seed': self.config.seed,
-      },
+  def save(
+    self,
+    step: int,
+    state: state_lib.TrainState,
+    metrics: dict[str, float] | None = None,
+    last: bool = False,
+  ) -> None:
+    """A checkpoint of `state`; the data position is the step itself.
+
+    A save that fails is logged, and training goes on to the next one. It is
+    known to have failed at the latest when the next one starts.
+
+    Args:
+      step: its name.
+      state: what is saved.
+      metrics: of an evaluation of it.
+      last: waits for it, and tries a second time if it failed.
+
+    Raises:
+      CheckpointError: the `checkpoint.max_failed_saves`-th failed in a row, the
+        second that hung, or the last one twice; or one of several processes,
+        which could not go on together.
+    """
+    metadata = {
+      'step': step,
+      'vocabulary': self.vocabulary.digest,
+      'seed': self.config.seed,
+    }
+    if metrics is not None:
+      metadata['metrics'] = metrics
+    try:
+      if self.checkpoints.wait():
+        self._failed_saves = []
+    except manager_lib.CheckpointError as e:
+      self._failed_save(e)
+    for tries_left in (1, 0) if last else (0,):
+      try:
+        self.checkpoints.save(step, state, metadata, self._mask)
+        if last:
+          self.checkpoints.wait()
+        return
+      except manager_lib.CheckpointError as e:
+        self._failed_save(e)
+        if last and not tries_left:
+          raise
+
+  def _failed_save(self, error: manager_lib.CheckpointError) -> None:
+    """Logs it; raises it if it was one too many."""
+    self._failed_saves.append(error)
+    hung = [
+      isinstance(e, manager_lib.HungSaveError) for e in self._failed_saves
+    ]
+    most = self.config.checkpoint.max_failed_saves
+    if len(hung) >= most or sum(hung) > 1 or jax.process_count() > 1:
+      raise error
+    self._log(
+      f'checkpoint failed, {len(hung)} in a row of at most {most}; training '
+      f'goes on: {error}'
     )
 
   def loader(self) -> loader_lib.Loader:
@@ -292,6 +348,7 @@ class Trainer:
     writer = self._writer()
     curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
     stop = cluster.Stop()
+    alive = watchdog.alive if watchdog else None
     pending: dict[str, list[tuple[int, Any]]] = {}
     waited, saved, reported = 0.0, start, 0
     interval_began, examples, logged = time.time(), 0, start
@@ -341,18 +398,28 @@ class Trainer:
           if self._first:
             curve.add(step, values)
           self._log(_line(step, loop.steps, values, left))
-        if step % loop.checkpoint_every == 0 or last:
-          self.save(step, state)
-          saved = step
-        if loop.eval_every and step % loop.eval_every == 0 and not last:
+        due = loop.eval_every and step % loop.eval_every == 0
+        metrics = None
+        # Saved first, a step is safe while it is evaluated; but what is best
+        # is known only after.
+        if due and self.config.checkpoint.keep_best and not stop.asked:
           before = time.time()
-          alive = watchdog.alive if watchdog else None
+          metrics = results.flat_metrics(
+            self.evaluate(state.params, step, writer, alive)
+          )
+          self._check_metric(metrics)
+          interval_began += time.time() - before
+        last = bool(last or stop.asked)
+        if step % loop.checkpoint_every == 0 or last:
+          self.save(step, state, metrics, last)
+          saved = step
+        if due and metrics is None and not last:
+          before = time.time()
           self.evaluate(state.params, step, writer, alive)
           # Not of the steps: neither their pace nor their wait for data.
           interval_began += time.time() - before
-        if stopping:
+        if last:
           break
-    self.checkpoints.wait()
     writer.close()
     if stop.asked and saved < loop.steps:
       raise Preempted(
@@ -367,6 +434,15 @@ class Trainer:
       self._log(line)
     else:
       print(f'process {jax.process_index()}: {line}', flush=True)
+
+  def _check_metric(self, metrics: dict[str, float]) -> None:
+    """Raises a ConfigError if `checkpoint.best_metric` is none of them."""
+    name = self.config.checkpoint.best_metric
+    if name not in metrics:
+      raise config_lib.ConfigError(
+        f'config checkpoint.best_metric: {name!r} is not evaluated; there are '
+        f'{", ".join(sorted(metrics))}.'
+      )
 
   def _check_finite(self, found: dict[str, list[tuple[int, Any]]]) -> None:
     """Raises FloatingPointError at the first step that had NaN or infinity."""
@@ -393,9 +469,9 @@ class Trainer:
   ) -> dict[str, evaluate.Result]:
     """Evaluates; scalars and pictures go to TensorBoard."""
     evaluator = evaluate.Evaluator(self.config, self.model, self.mesh)
-    results = evaluator.run(params, progress)
+    found = evaluator.run(params, progress)
     own = writer or self._writer()
-    for name, result in results.items():
+    for name, result in found.items():
       own.write_scalars(
         step, {f'eval/{name}/{k}': v for k, v in result.metrics.items()}
       )
@@ -409,7 +485,7 @@ class Trainer:
         + ', '.join(f'{k} {v:.4f}' for k, v in result.metrics.items())
       )
     own.flush()
-    return results
+    return found
 
 
 class Curve:
@@ -429,6 +505,23 @@ class Curve:
     """Appends and writes, atomically."""
     self.rows.append({'step': step, **values})
     files.write(self._path, json.dumps(self.rows))
+
+
+def _check_best(config: experiment.ExperimentConfig) -> None:
+  """Raises a ConfigError if no checkpoint could be the best."""
+  if not config.checkpoint.keep_best:
+    return
+  every, saved = config.loop.eval_every, config.loop.checkpoint_every
+  if not every or every % saved:
+    raise config_lib.ConfigError(
+      f'config loop.eval_every: expected a multiple of the {saved} of '
+      f'loop.checkpoint_every, since checkpoint.keep_best is set, got {every}.'
+    )
+  if not config.eval.tasks:
+    raise config_lib.ConfigError(
+      'config eval.tasks: expected some, since checkpoint.keep_best is set, '
+      'got none.'
+    )
 
 
 def prepare_data(

@@ -1,7 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -14,6 +13,7 @@ import textwrap
 import time
 from typing import Any
 
+import disks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pixel_llm import sharding
 from pixel_llm.checkpoints import manager as manager_lib
+from pixel_llm.checkpoints import tensors as tensors_lib
+from pixel_llm.checkpoints.formats import orbax
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -143,6 +145,138 @@ def test_keeps_the_last_and_every(tmp_path):
     ):
       manager.restore(wanted, 5)
   assert sorted(os.listdir(tmp_path)) == ['4', '6', '7']
+
+
+def test_keeps_the_best(tmp_path):
+  config = manager_lib.CheckpointConfig(
+    keep_last=1, keep_best=2, best_metric='a/x'
+  )
+  values = {1: 0.5, 2: 0.1, 3: None, 4: float('nan'), 5: 0.4, 6: 0.4, 7: 0.9}
+  kept = {1: [1], 3: [1, 2, 3], 4: [1, 2, 4], 5: [2, 5], 6: [2, 6]}
+  manager = manager_lib.CheckpointManager(tmp_path, config)
+  for step, value in values.items():
+    metrics = {} if value is None else {'metrics': {'a/x': value, 'a/y': 1}}
+    if step == 6:  # what was best is known from the disk too
+      manager.close()
+      manager = manager_lib.CheckpointManager(tmp_path, config)
+    manager.save(step, make_state(step), metrics)
+    assert manager.steps() == kept.get(step, manager.steps())
+  assert manager.steps() == [2, 6, 7]
+  assert manager.metadata(6) == {'metrics': {'a/x': 0.4, 'a/y': 1}}
+  manager.close()
+  config = dataclasses.replace(config, keep_best=1, best_mode='max')
+  with manager_lib.CheckpointManager(tmp_path, config) as manager:
+    manager.save(8, make_state(8))
+    assert manager.steps() == [7, 8]
+
+
+# True where it is trained.
+TRAINABLE = {
+  'encoder': {'kernel': False, 'bias': False},
+  'head': {'kernel': True},
+}
+
+
+def with_head(state, value):
+  """Another state of the same frozen parameters."""
+  head = jax.tree.map(lambda x: x * 0 + value, state.params['head'])
+  return dataclasses.replace(
+    state, step=jnp.int32(value), params={**state.params, 'head': head}
+  )
+
+
+def size(path):
+  return sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
+
+
+def test_frozen_parameters_are_written_once(tmp_path):
+  state = on_mesh(
+    make_state(7, width=20_000), sharding.MeshConfig(data=2, model=4)
+  )
+  # The optimizer's moments of what is frozen are no part of this.
+  state = dataclasses.replace(state, opt_state=())
+  states = {step: with_head(state, step) for step in (1, 2)}
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    for step, saved in states.items():
+      manager.save(step, saved, {'a': 1}, TRAINABLE)
+    manager.wait()
+    (base,) = tmp_path.glob('base-*')
+    assert manager.metadata() == {'a': 1, 'base': base.name[5:]}
+    assert size(base) > 4 * size(tmp_path / '2')
+    written = base.stat().st_mtime_ns
+  one = on_mesh(make_state(0, 20_000), sharding.MeshConfig(), jax.devices()[:1])
+  one = dataclasses.replace(one, opt_state=())
+  config = manager_lib.CheckpointConfig(frozen='embedded')
+  with manager_lib.CheckpointManager(tmp_path, config) as manager:
+    for step, saved in states.items():
+      for layout in (state, one):
+        got = manager.restore(abstract(layout), step)
+        assert_same(got, saved)
+        assert_same(
+          got.params, manager.restore_params(abstract(layout.params))
+        ) if step == 2 else None
+    # Read by itself it is whole again.
+    manager.save(3, got, None, TRAINABLE)
+    assert manager.metadata() == {}
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    assert_same(manager.restore(abstract(one)), got)
+    # Of one device instead of 8, it is the same base.
+    manager.save(4, with_head(got, 4), None, TRAINABLE)
+    manager.wait()
+    assert manager.metadata()['base'] == base.name[5:]
+    assert base.stat().st_mtime_ns == written
+    half = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), got.params
+    )
+    np.testing.assert_array_equal(
+      manager.restore_params(half)['encoder']['kernel'],
+      got.params['encoder']['kernel'].astype(jnp.bfloat16),
+    )
+    # Frozen otherwise, another.
+    params = {
+      **got.params,
+      'encoder': jax.tree.map(lambda x: x + 1, got.params['encoder']),
+    }
+    other = dataclasses.replace(got, params=params)
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    manager.save(5, other, None, TRAINABLE)
+    assert_same(manager.restore(abstract(one)), other)
+    assert_same(manager.restore(abstract(one), 4), with_head(got, 4))
+  for step, whole in ((5, other), (3, got)):
+    for folder in (tmp_path / str(step), tmp_path / str(step) / 'params'):
+      tensors = orbax.read(folder)
+      found = tensors_lib.part(tensors, 'params/') or tensors
+      for name, x in manager_lib._flat(whole.params).items():
+        np.testing.assert_array_equal(found[name].read(), np.asarray(x))
+
+
+def test_another_or_no_base_is_refused(tmp_path):
+  states = [make_state(seed) for seed in (1, 2)]
+  for i, state in enumerate(states):
+    with manager_lib.CheckpointManager(tmp_path / str(i)) as manager:
+      manager.save(1, state, None, TRAINABLE)
+  bases = [next((tmp_path / str(i)).glob('base-*')) for i in range(2)]
+  shutil.rmtree(bases[0])
+  said = f'step 1 needs {bases[0].name} beside it'
+  with manager_lib.CheckpointManager(tmp_path / '0') as manager:
+    for call in (
+      lambda: manager.restore(abstract(states[0])),
+      lambda: manager.restore_params(abstract(states[0].params)),
+    ):
+      with pytest.raises(
+        manager_lib.CheckpointError, match=f'{said}.*no such folder'
+      ) as error:
+        call()
+      # All others need the same, so there is nothing to fall back to.
+      assert not isinstance(error.value, manager_lib.DamagedCheckpointError)
+    with pytest.raises(tensors_lib.TensorFileError, match=bases[0].name):
+      orbax.read(tmp_path / '0' / '1')
+    shutil.copytree(bases[1], bases[0])
+    with pytest.raises(
+      manager_lib.CheckpointError,
+      match=f'{said}.*have the digest {bases[1].name[5:]}',
+    ):
+      manager.restore(abstract(states[0]))
 
 
 @pytest.mark.parametrize('asynchronous', [True, False])
@@ -283,7 +417,7 @@ def test_digests_find_what_orbax_does_not(tmp_path):
     manager.check(1)
     manager.check(2)
     # A flipped bit anywhere, of a file that is never read alike.
-    files = sorted(p for p in (tmp_path / '2').rglob('*') if p.is_file())
+    files = sorted(p for p in (tmp_path / '2').glob('*/**/*') if p.is_file())
     largest = max(files, key=lambda p: p.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
@@ -316,31 +450,6 @@ def test_file_in_place_of_the_directory(tmp_path, below):
       manager_lib.CheckpointManager(path / below, read_only=read_only)
 
 
-@contextlib.contextmanager
-def small_disk(path):
-  """A file system of 1 MB.
-
-  Only root may mount one; elsewhere no disk is really full, and the test is
-  skipped rather than played with a mock.
-  """
-  path.mkdir()
-  made = (
-    shutil.which('mount')
-    and subprocess.run(
-      ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(path)],
-      capture_output=True,
-      check=False,
-    ).returncode
-    == 0
-  )
-  if not made:
-    pytest.skip('may not mount a tmpfs here')
-  try:
-    yield path
-  finally:
-    subprocess.run(['umount', '-l', str(path)], check=True)
-
-
 # TensorStore ends its cancelled writes after Orbax's event loop is gone.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('asynchronous', [True, False])
@@ -348,7 +457,7 @@ def test_full_and_read_only_disk(tmp_path, asynchronous):
   config = manager_lib.CheckpointConfig(keep_last=1, asynchronous=asynchronous)
   wanted = abstract(make_state())
   started = time.monotonic()
-  with small_disk(tmp_path / 'disk') as disk:
+  with disks.small(tmp_path / 'disk') as disk:
     manager = manager_lib.CheckpointManager(disk, config)
     manager.save(1, make_state(1))
     with pytest.raises(
@@ -430,8 +539,163 @@ def test_killed_in_a_save(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['1', '2']
 
 
+@pytest.mark.parametrize('at', ['base', '1'])
+def test_killed_around_the_base(tmp_path, at):
+  """kill -9 before the base is complete, and between it and the step."""
+  source = """
+      import os, signal, sys
+      import jax.numpy as jnp
+      from flax import struct
+      from pixel_llm.checkpoints import manager
+
+      @struct.dataclass
+      class State:
+        step: int
+        params: dict
+
+      commit = os.rename
+      def rename(a, b, *args, **kwargs):
+        if os.path.basename(os.fspath(b)).split('-')[0] == sys.argv[2]:
+          os.kill(os.getpid(), signal.SIGKILL)
+        commit(a, b, *args, **kwargs)
+      os.rename = rename
+      m = manager.CheckpointManager(sys.argv[1])
+      params = {'v': jnp.ones(4), 'w': jnp.arange(8.0)}
+      m.save(1, State(jnp.int32(1), params), None, {'v': True, 'w': False})
+      m.wait()
+  """
+  process = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(source), str(tmp_path), at],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=False,
+  )
+  assert process.returncode == -signal.SIGKILL, process.stderr
+  complete = [p for p in tmp_path.iterdir() if 'tmp' not in p.name]
+  assert len(complete) == (0 if at == 'base' else 1)
+  params = {'v': jnp.zeros(4), 'w': jnp.arange(8.0)}
+  state = State(jnp.int32(1), params, ())
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    assert manager.steps() == []
+    manager.save(1, state, None, {'v': True, 'w': False})
+    assert_same(manager.restore(abstract(state)), state)
+  left = sorted(p.name for p in tmp_path.iterdir())
+  assert left[0] == '1' and left[1].startswith('base-') and len(left) == 2
+
+
+def test_killed_at_random_in_saves(tmp_path):
+  """kill -9 of processes that do nothing but save."""
+  source = """
+      import os, random, signal, sys, time, warnings
+      import jax
+      import jax.numpy as jnp
+      from flax import struct
+      from pixel_llm.checkpoints import manager
+
+      @struct.dataclass
+      class State:
+        step: int
+        params: dict
+
+      def state(step):
+        own = {f'w{i}': jnp.full((400, 100), step) for i in range(20)}
+        params = {**own, 'v': jnp.arange(90_000.0)}
+        return State(jnp.int32(step), params)
+
+      def run():
+        config = manager.CheckpointConfig(keep_last=2)
+        m = manager.CheckpointManager(sys.argv[1], config)
+        step = m.latest_step() or 0
+        if step:
+          m.check(step)
+          saved = state(step)
+          like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+              x.shape, x.dtype, sharding=x.sharding
+            ),
+            saved,
+          )
+          for a, b in zip(*map(jax.tree.leaves, (m.restore(like), saved))):
+            assert (a == b).all()
+        os.write(1, f'{step} '.encode())
+        mask = {**{f'w{i}': True for i in range(20)}, 'v': False}
+        while True:
+          step += 1
+          m.save(step, state(step), None, mask)
+
+      draw = random.Random(0)
+      warnings.simplefilter('ignore')  # JAX's, of forks; nothing runs yet
+      for _ in range(8):
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+          os.dup2(write, 1)
+          try:
+            run()
+          finally:
+            os._exit(1)
+        os.close(write)
+        step = os.read(read, 100)
+        assert step, os.waitpid(child, 0)
+        os.write(1, step)
+        time.sleep(draw.uniform(0, 0.5))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+  """
+  process = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(source), str(tmp_path)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=200,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr
+  steps = [int(word) for word in process.stdout.split()]
+  assert len(steps) == 8 and steps == sorted(steps) and steps[-1] > 2
+  with manager_lib.CheckpointManager(tmp_path) as manager:
+    assert manager.latest_step() >= steps[-1]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('asynchronous', [True, False])
+def test_hung_save(tmp_path, asynchronous):
+  config = manager_lib.CheckpointConfig(
+    asynchronous=asynchronous, save_timeout_seconds=2
+  )
+  said = r'step 2 was not saved: not done after 2 seconds|the last save failed'
+  with disks.hanging(tmp_path / 'disk') as disk:
+    manager = manager_lib.CheckpointManager(disk / 'a', config)
+    manager.save(1, make_state(1))
+    manager.wait()
+    disks.freeze(disk)
+    with pytest.raises(manager_lib.HungSaveError, match=said):
+      manager.save(2, make_state(2))
+      manager.wait()
+    with pytest.raises(manager_lib.HungSaveError, match='step 3 was not saved'):
+      manager.save(3, make_state(3))
+      manager.wait()
+    disks.thaw(disk)
+    manager.save(4, make_state(4))
+    assert manager.steps()[-1] == 4 and 1 in manager.steps()
+    assert_same(manager.restore(abstract(make_state())), make_state(4))
+    manager.close()
+
+
+def test_a_save_that_was_done_in_time_has_not_hung(tmp_path):
+  config = manager_lib.CheckpointConfig(save_timeout_seconds=5)
+  with manager_lib.CheckpointManager(tmp_path, config) as manager:
+    manager.save(1, make_state(1))
+    manager._deadline -= 10  # as if the next came that much later
+    manager.save(2, make_state(2))
+    assert manager.steps() == [1, 2]
+
+
 def test_the_error_under_way_is_not_hidden_by_closing(tmp_path, monkeypatch):
   manager = manager_lib.CheckpointManager(tmp_path)
+  manager.save(1, make_state())
 
   def fail():
     raise OSError('disk')
@@ -469,7 +733,19 @@ def test_metadata_that_is_no_json_fails_at_once(tmp_path):
     assert manager.latest_step() is None
 
 
-@pytest.mark.parametrize('options', [{'keep_last': 0}, {'keep_every': 0}])
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'keep_last': 0},
+    {'keep_every': 0},
+    {'keep_best': -1},
+    {'best_metric': None, 'keep_best': 1},
+    {'best_mode': 'most'},
+    {'frozen': 'never'},
+    {'save_timeout_seconds': 0},
+    {'max_failed_saves': 0},
+  ],
+)
 def test_bad_config(options):
   with pytest.raises(ValueError, match=next(iter(options))):
     manager_lib.CheckpointConfig(**options)

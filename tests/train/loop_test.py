@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole path at the smallest size: files to metrics, picture and answer."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
 
+import disks
 import jax
 import numpy as np
 import pytest
@@ -112,8 +114,8 @@ def test_a_restart_equals_no_interruption_bit_for_bit(
 
   real = loop.Trainer.save
 
-  def save_and_die(self, step, state):
-    real(self, step, state)
+  def save_and_die(self, step, *args):
+    real(self, step, *args)
     self.checkpoints.wait()
     if step == 4:
       raise Killed
@@ -141,6 +143,120 @@ def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
   assert any('step 8 is damaged' in line for line in lines)
   assert f'resuming at step {STEPS // 2}' in lines
   assert (workdir / 'checkpoints.damaged').is_dir()
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('recovers', [True, False])
+def test_failed_saves_end_training_only_in_a_row(
+  config, finished, tmp_path, recovers
+):
+  """For two or three saves there is a file where their folder should be."""
+  folder = tmp_path / 'run' / 'checkpoints'
+
+  def progress(step, _):
+    if step == 3:
+      trainer.checkpoints.wait()
+      folder.rename(tmp_path / 'away')
+      folder.touch()
+    if step == 5 and recovers:
+      folder.unlink()
+      (tmp_path / 'away').rename(folder)
+
+  config = dataclasses.replace(
+    config,
+    checkpoint=manager.CheckpointConfig(keep_last=10),
+    loop=dataclasses.replace(config.loop, checkpoint_every=1),
+  )
+  lines = []
+  trainer = make(config, tmp_path / 'run', lines)
+  if recovers:
+    with trainer.checkpoints:
+      assert_equal(trainer.train(progress), finished[1])
+      assert trainer.checkpoints.steps() == [1, 2, 5, 6, 7, 8]
+  else:
+    with (
+      trainer.checkpoints,
+      pytest.raises(manager.CheckpointError, match='can not be opened'),
+    ):
+      trainer.train(progress)
+    assert (tmp_path / 'away' / '2').is_dir()
+  failed = [line for line in lines if line.startswith('checkpoint failed')]
+  assert len(failed) == 2
+  assert 'failed, 2 in a row of at most 3; training goes on: ' in failed[1]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('recovers', [True, False])
+def test_a_hung_save_is_tried_once_more(config, finished, tmp_path, recovers):
+  config = dataclasses.replace(
+    config,
+    checkpoint=manager.CheckpointConfig(save_timeout_seconds=2),
+    loop=dataclasses.replace(config.loop, checkpoint_every=1),
+  )
+  lines = []
+  with disks.hanging(tmp_path / 'disk') as disk:
+
+    def progress(step, _):
+      if step == 3:
+        trainer.checkpoints.wait()
+        disks.freeze(disk)
+      if step == 4 and recovers:
+        disks.thaw(disk)
+
+    (disk / 'checkpoints').mkdir()
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'checkpoints').symlink_to(disk / 'checkpoints')
+    trainer = make(config, tmp_path / 'run', lines)
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(trainer.checkpoints)
+      if recovers:
+        assert_equal(trainer.train(progress), finished[1])
+        assert trainer.checkpoints.steps()[-3:] == [6, 7, 8]
+      else:
+        with pytest.raises(
+          manager.HungSaveError, match=r'step 4 was not saved: not done after 2'
+        ):
+          trainer.train(progress)
+    disks.thaw(disk) if not recovers else None
+  failed = [line for line in lines if line.startswith('checkpoint failed')]
+  assert len(failed) == 1 and 'step 3 was not saved' in failed[0]
+
+
+def test_the_best_is_kept(config, tmp_path):
+  checkpoint = manager.CheckpointConfig(
+    keep_last=1, keep_best=1, best_metric='narrate/word_error'
+  )
+  tasks = {'scenes_narrate': config.eval.tasks['scenes_narrate']}
+  config = dataclasses.replace(
+    config,
+    checkpoint=checkpoint,
+    eval=dataclasses.replace(config.eval, tasks=tasks, targets=()),
+  )
+  with pytest.raises(config_lib.ConfigError, match='multiple of the 4 of'):
+    make(config, tmp_path)
+  loop_config = dataclasses.replace(
+    config.loop, checkpoint_every=2, eval_every=2
+  )
+  config = dataclasses.replace(config, loop=loop_config)
+  with pytest.raises(
+    config_lib.ConfigError, match=r'word_error.*is not eval.*narrate/point_l1'
+  ):
+    train(config, tmp_path)
+  metric = 'narrate/point_l1'
+  checkpoint = dataclasses.replace(checkpoint, best_metric=metric)
+  lines = []
+  train(dataclasses.replace(config, checkpoint=checkpoint), tmp_path, lines)
+  values = {
+    int(line.split()[1]): float(line.split('point_l1 ')[1].split(',')[0])
+    for line in lines
+    if 'scenes_narrate' in line and 'point_l1 ' in line
+  }
+  assert sorted(values) == [2, 4, 6, 8]
+  with manager.CheckpointManager(tmp_path / 'checkpoints') as reader:
+    best = reader.steps()[0]
+    assert reader.steps() == sorted({best, 8})
+    kept = reader.metadata(best)['metrics'][metric]
+  assert round(kept, 4) == values[best] == min(values.values())
 
 
 def test_frozen_parameters_do_not_move(config, finished, tmp_path):
@@ -420,6 +536,8 @@ def test_a_run_that_goes_on_does_not_look_at_its_sources(
 ):
   run, source = tmp_path / 'run', tmp_path / 'source'
   shutil.copytree(finished[0] / 'checkpoints' / '4', source / '4')
+  (base,) = (finished[0] / 'checkpoints').glob('base-*')
+  shutil.copytree(base, source / base.name)
   config = starting(config, path=str(source), step=4)
   trainer = make(config, run)
   with trainer.checkpoints:

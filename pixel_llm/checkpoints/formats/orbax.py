@@ -25,6 +25,7 @@ from pixel_llm.checkpoints.tensors import (
   TensorFileError,
   Tensors,
   damaged,
+  part,
 )
 
 _TREE = '_METADATA'
@@ -86,17 +87,41 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
   """
   root = pathlib.Path(path).absolute()
   if is_item(root):
-    return _read_item(root)
+    if root.name != 'params':
+      return _read_item(root)
+    return part(_read_base(root.parent), 'params/') | _read_item(root)
   names = items(root)
   if not names:
     raise TensorFileError(path, f'a folder with {_TREE}', 'none')
   if names == [_T5X_ITEM]:
     return _read_item(root / _T5X_ITEM)
-  return {
+  return _read_base(root) | {
     f'{item}/{name}': tensor
     for item in names
     for name, tensor in _read_item(root / item).items()
   }
+
+
+def base(directory: Any, digest: str) -> Any:
+  """Where parameters lie that were not trained, beside the steps (a path)."""
+  return directory / f'base-{digest}'
+
+
+def _read_base(step: pathlib.Path) -> dict[str, Tensor]:
+  """The parameters of our own steps that were written once for all of them."""
+  file = step / 'metadata' / 'metadata'
+  if not file.is_file():
+    return {}
+  with damaged(file, 'JSON'):
+    digest = json.loads(file.read_bytes()).get('base')
+  if digest is None:
+    return {}
+  folder = base(step.parent, digest)
+  if not is_item(folder):
+    raise TensorFileError(
+      step, f'{folder.name} beside it, with the parameters not trained', 'none'
+    )
+  return {f'params/{n}': t for n, t in _read_item(folder).items()}
 
 
 def _read_item(path: pathlib.Path) -> dict[str, Tensor]:
