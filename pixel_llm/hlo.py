@@ -286,24 +286,58 @@ class _Program:
     body = {}
     if line.opcode == 'fusion':
       body = self._computations[line.called('calls')[0]]
-      given = [self._written(body)]
+      given = [self._written(line, body)]
     total = float(sum(given))
     for i, operand in enumerate(taken):
-      total += min(_hbm(operand), _read(body, i, operand))
+      total += min(_hbm(operand), self._read(body, i, _hbm(operand)))
     return total
 
-  def _written(self, body: dict[str, Instruction]) -> float:
+  def _read(
+    self, body: dict[str, Instruction], index: int, whole: float
+  ) -> float:
+    """Bytes of its operand that a fusion reads: of what it slices, the slices.
+
+    Args:
+      body: of the fusion.
+      index: of the operand.
+      whole: bytes of all of it.
+    """
+    names = {
+      line.name
+      for line in body.values()
+      if line.opcode == 'parameter' and line.rest.startswith(f'{index})')
+    }
+    total = 0.0 if names else whole
+    for line in body.values():
+      for i in (i for i, o in enumerate(line.operands) if o in names):
+        if line.opcode == 'bitcast':
+          names.add(line.name)
+        elif line.opcode == 'fusion':
+          inner = self._computations[line.called('calls')[0]]
+          total += self._read(inner, i, whole)
+        elif i == 0 and line.opcode in ('dynamic-slice', 'slice', 'gather'):
+          total += sum(a.bytes for a in line.arrays)
+        elif i or line.opcode != 'dynamic-update-slice':
+          return whole
+    return min(total, whole)
+
+  def _written(
+    self, fusion: Instruction, body: dict[str, Instruction]
+  ) -> float:
     """Bytes that a fusion writes: of what it updates in place, the part."""
     root = next(line for line in body.values() if line.root)
     parts = root.operands if root.opcode == 'tuple' else (root.name,)
     total = 0.0
-    for given, part in zip(root.arrays, parts):
+    for given, part in zip(fusion.arrays, parts):
       line = body.get(part)
       while line and line.opcode in ('bitcast', 'copy', 'convert'):
         line = body.get(line.operands[0])
       if given.on_chip:
         continue
-      if line and line.opcode == 'dynamic-update-slice':
+      if line and line.opcode == 'fusion' and len(line.arrays) == 1:
+        inner = self._computations[line.called('calls')[0]]
+        total += min(given.bytes, self._written(line, inner))
+      elif line and line.opcode == 'dynamic-update-slice':
         total += sum(a.bytes for a in body[line.operands[1]].arrays)
       else:
         total += given.bytes
@@ -338,35 +372,6 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 def _hbm(line: Instruction) -> float:
   return float(sum(a.bytes for a in line.arrays if not a.on_chip))
-
-
-def _read(body: dict[str, Instruction], index: int, operand) -> float:
-  """Bytes of its operand that a fusion reads: of what it slices, the slices."""
-  whole = float(sum(a.bytes for a in operand.arrays))
-  parameter = next(
-    (
-      line.name
-      for line in body.values()
-      if line.opcode == 'parameter' and line.rest.startswith(f'{index})')
-    ),
-    None,
-  )
-  if parameter is None:
-    return whole
-  total, names = 0.0, {parameter}
-  for line in body.values():
-    used = [i for i, o in enumerate(line.operands) if o in names]
-    if not used:
-      continue
-    if line.opcode == 'bitcast':
-      names.add(line.name)
-    elif line.opcode in ('dynamic-slice', 'slice', 'gather') and used == [0]:
-      total += sum(a.bytes for a in line.arrays)
-    elif line.opcode == 'dynamic-update-slice' and used == [0]:
-      pass
-    else:
-      return whole
-  return total
 
 
 def _flops(line: Instruction, arrays: dict[str, Instruction]) -> float | None:
@@ -461,7 +466,7 @@ def _exchange(
 
 def _devices(rest: str) -> int:
   """Of one group, in any of the ways that HLO writes groups."""
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', rest)
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', rest)
   if mesh:
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
     axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])

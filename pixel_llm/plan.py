@@ -271,11 +271,16 @@ def topology_devices(topology: str) -> list:
   try:
     found = topologies.get_topology_desc(topology_name=topology, platform='tpu')
   except Exception as e:
-    if 'libtpu' in str(e) and 'topology' not in str(e).lower():
+    if 'not installed' in str(e) or 'cannot open' in str(e):
       raise ValueError(
         f'--topology {topology}: needs the TPU compiler, which runs on any '
         "Linux machine: pip install libtpu (or 'pixel-llm[tpu]'), or set "
         'TPU_LIBRARY_PATH to a libtpu.so; cpu:N needs none.'
+      ) from e
+    if 'lockfile' in str(e):
+      raise ValueError(
+        f'--topology {topology}: another process has libtpu, which one at a '
+        'time may use; wait for its end.'
       ) from e
     raise ValueError(
       f'--topology {topology}: the TPU compiler refuses it: '

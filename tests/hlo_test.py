@@ -118,8 +118,9 @@ def test_a_tpus_program():
   assert cost.flops == 2 * 8 * 6 * 16 * 5
   (c,) = cost.collectives
   assert (c.kind, c.devices, c.bytes, c.count) == ('all-reduce', 4, 1024, 6)
-  # The product reads its operands; each of six runs reads a layer, not all.
-  assert cost.bytes == 2 * 8 * 16 * (6 + 5) + 6 * (1024 + 4)
+  # The product reads its operands; each of six runs reads a layer, not all,
+  # and counts.
+  assert cost.bytes == 2 * 8 * 16 * (6 + 5) + 6 * (1024 + 4 + 12)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,7 @@ def test_a_tpus_program():
     ('[2,4]<=[8]', 4),
     ("mesh['a'=8,'b'=2] {'a','b'}", 16),
     ("mesh['a'=8] {'a':(2)4}", 4),
+    ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", 2),
   ],
 )
 def test_groups(groups, devices):
