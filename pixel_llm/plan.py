@@ -187,7 +187,7 @@ def make(
     programs.append(program)
     if save and compiled is not None:
       executables[name] = serialize_executable.serialize(compiled)
-  version = devices[0].client.platform_version.split('\n')[0]
+  version = ' '.join(devices[0].client.platform_version.split('\n'))
   if save:
     unfit = [p.name for p in programs if not p.fits]
     if unfit:
@@ -268,8 +268,12 @@ def topology_devices(topology: str) -> list:
       f'dimensions, expected {kind}:{"x".join(["4"] * chip.dimensions)} or '
       'alike.'
     )
+  # A v4 chip is one device, as on a pod; libtpu's default is one a core.
+  options = {'chip_config_name': 'megacore'} if kind == 'v4' else {}
   try:
-    found = topologies.get_topology_desc(topology_name=topology, platform='tpu')
+    found = topologies.get_topology_desc(
+      topology_name=topology, platform='tpu', **options
+    )
   except Exception as e:
     if 'not installed' in str(e) or 'cannot open' in str(e):
       raise ValueError(

@@ -27,6 +27,10 @@ UNUSED = (
   'object_weights',
   'detection_weights',
 )
+LIBTPU = (
+  importlib.util.find_spec('libtpu') is not None
+  or 'TPU_LIBRARY_PATH' in os.environ
+)
 SHAPE = dict(
   **{k: getattr(tiny.SIZES, k) for k in ('batch', 'regions', 'context')},
   length=tiny.SIZES.length,
@@ -148,15 +152,20 @@ def test_topologies_that_there_are_not(topology, says):
     plan.topology_devices(topology)
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is not None
-  or 'TPU_LIBRARY_PATH' in os.environ,
-  reason='libtpu is here',
-)
+@pytest.mark.skipif(LIBTPU, reason='libtpu is here')
 def test_without_libtpu_it_says_what_to_install(capsys):
   line = ['plan', '--config', 'configs/demo.py', '--topology', 'v5e:2x2']
   assert main.main(line) == 1
   assert 'pip install libtpu' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not LIBTPU, reason='libtpu is not here')
+def test_a_chip_is_a_device(monkeypatch):
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  for topology, chips in (('v4:2x2x2', 8), ('v5e:4x4', 16), ('v5p:2x2x2', 8)):
+    assert len(plan.topology_devices(topology)) == chips
+  with pytest.raises(ValueError, match='refuses it: .*3x3'):
+    plan.topology_devices('v5e:3x3')
 
 
 def test_meshes_and_batches_that_do_not_fit(capsys):
