@@ -6,7 +6,9 @@
   python benchmarks/scale.py --results scale.jsonl --write
 
 Every line is a process of its own, so that its memory is its own; what is in
-the results already is not compiled again. Needs `pip install libtpu`.
+the results already is not compiled again. Needs the
+extra
+`tpu`.
 """
 
 from __future__ import annotations

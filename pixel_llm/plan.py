@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jaxlib
 from flax import linen as nn
 from jax.experimental import serialize_executable, topologies
 
@@ -109,7 +110,8 @@ class Program:
     limit: bytes that the compiler may use; None is unknown.
     fits: whether it compiles within them.
     refusal: what the compiler says where it does not.
-    cost: what it does; None if it does not compile.
+    cost: what it does; None if it does not compile or is not read.
+    unread: why a program that compiled is not read.
     model_flops: of the network without what remat computes again.
     seconds: by the peak of each: `compute`, `memory`, `links`, and `roofline`,
       the longest of them; none without a known chip.
@@ -126,6 +128,7 @@ class Program:
   fits: bool
   refusal: str
   cost: hlo.Cost | None
+  unread: str
   model_flops: float
   seconds: dict[str, float]
   mfu: float | None
@@ -278,8 +281,8 @@ def topology_devices(topology: str) -> list:
     if 'not installed' in str(e) or 'cannot open' in str(e):
       raise ValueError(
         f'--topology {topology}: needs the TPU compiler, which runs on any '
-        "Linux machine: pip install libtpu (or 'pixel-llm[tpu]'), or set "
-        'TPU_LIBRARY_PATH to a libtpu.so; cpu:N needs none.'
+        "Linux machine: pip install 'jax[tpu]' (the libtpu of this jax), or "
+        'set TPU_LIBRARY_PATH to a libtpu.so; cpu:N needs none.'
       ) from e
     if 'lockfile' in str(e):
       raise ValueError(
@@ -476,7 +479,7 @@ def _compile(
       raise
     refusal = str(e).splitlines()[0]
   seconds = time.perf_counter() - start
-  cost, xla_seconds, times, mfu = None, None, {}, None
+  cost, unread, xla_seconds, times, mfu = None, '', None, {}, None
   if compiled is None:
     held = sum(classes.values())
     memory = Memory(**classes, temporaries=_refused(refusal, held))
@@ -491,10 +494,18 @@ def _compile(
       code=found.generated_code_size_in_bytes,
     )
     fits = chip is None or memory.total <= chip.hbm
-    cost = hlo.cost(compiled.as_text())
+    try:
+      cost = hlo.cost(compiled.as_text())
+    except jax.errors.JaxRuntimeError as e:
+      # The program of a newer libtpu may have what this jaxlib does not know.
+      unread = (
+        f'jaxlib {jaxlib.__version__} cannot read this program of libtpu; '
+        "pip install 'jax[tpu]' has the one that it knows: "
+        f'{str(e).splitlines()[0]}'
+      )
     estimate = (compiled.cost_analysis() or {}).get('optimal_seconds', 0.0)
     xla_seconds = estimate if estimate > 0 and chip else None
-    if chip:
+    if chip and cost:
       times = {
         'compute': cost.flops / chip.flops,
         'memory': cost.bytes / chip.bandwidth,
@@ -509,6 +520,7 @@ def _compile(
     fits=fits,
     refusal=refusal,
     cost=cost,
+    unread=unread,
     model_flops=flops,
     seconds=times,
     mfu=mfu,
@@ -614,6 +626,11 @@ def _program_lines(p: Program) -> Iterator[str]:
   yield f'  {"all":12} {_size(p.memory.total):>12}{of}'
   if p.refusal:
     yield f'  does not fit: {p.refusal}'
+  if p.unread:
+    yield (
+      f'  {p.model_flops / 1e12:.3f} TFLOP of the network; the rest is not '
+      f'known: {p.unread}'
+    )
   if p.cost:
     yield from _cost_lines(p, p.cost)
   yield (
