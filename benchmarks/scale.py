@@ -7,8 +7,7 @@
 
 Every line is a process of its own, so that its memory is its own; what is in
 the results already is not compiled again. Needs the
-extra
-`tpu`.
+extra `tpu`.
 """
 
 from __future__ import annotations
