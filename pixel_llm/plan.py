@@ -316,13 +316,12 @@ def _programs(
   read: bool,
 ) -> Iterator[tuple[str, Callable, dict[str, int], float]]:
   """(name, how to lower it, bytes of its inputs, FLOPs of the network)."""
-  rules = config.mesh.rules()
   model = pixel_llm.PixelLLM(config.model)
   init = parameters.init_fn(config)
   shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   mask = optimizer_lib.trainable_mask(config.optimizer, shapes)
   optimizer = optimizer_lib.make(config.optimizer, config.loop.steps, shapes)
-  state = state_lib.abstract(init, optimizer, mask, mesh, rules)
+  state = state_lib.abstract(init, optimizer, mask, mesh, config.mesh)
   trainable, frozen = state_lib.split(state.params, mask)
   classes = {
     'frozen': _bytes(frozen),
@@ -342,36 +341,31 @@ def _programs(
       batch_lib.Batch.shapes(config.data.sizes(shape)),
     )
 
-  def lower(function, *args, rules=(), **jit):
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+  def lower(function, *args, **jit):
+    with sharding.placed(mesh, config.mesh):
       return jax.jit(function, **jit).lower(*args)
 
   def count(function, *args):
     return model_flops(function, *args) / mesh.size
 
   # As `train.loop.Trainer.train` compiles it.
-  step = functools.partial(
-    step_lib.train_step,
-    mask=mask,
-    optimizer=optimizer,
-    config=config.loss,
-    rng=jax.random.key(config.seed),
+  step = step_lib.make(config, model, mask, optimizer)
+  plain = step_lib.make(
+    config, pixel_llm.PixelLLM(_without_remat(config.model)), mask, optimizer
   )
-  plain = pixel_llm.PixelLLM(_without_remat(config.model))
   for name, stream in config.data.streams.items() if train else ():
     given = batch(f'data.streams.{name}', stream)
     yield (
       f'train/{name}',
       functools.partial(
         lower,
-        functools.partial(step, model=model),
+        step,
         state,
         given,
-        rules=rules,
         donate_argnums=0,
       ),
       {**classes, 'batch': _bytes(given)},
-      count(functools.partial(step, model=plain), state, given),
+      count(plain, state, given),
     )
   # As `train.evaluate.Evaluator` compiles them.
   held = {'frozen': _bytes(state.params)}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import jax
@@ -26,6 +27,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
   ('regions', None),
   ('height', None),
   ('width', None),
+  ('channels', None),
   ('lora', None),
   ('unsharded', None),
 )
@@ -41,15 +43,18 @@ class MeshConfig:
     model: devices along `model` (tensor parallelism).
     fsdp: shard the `embed` axis of parameters over `data` as well, which is
       T5X's 2-D parameter partitioning.
+    fsdp_frozen: with `fsdp`, also of those that are not trained; else each
+      device along `data` has them whole, and they need not be gathered.
   """
 
   data: int = -1
   model: int = 1
   fsdp: bool = False
+  fsdp_frozen: bool = True
 
-  def rules(self) -> tuple[tuple[str, str | None], ...]:
-    """The table of this mesh."""
-    if not self.fsdp:
+  def rules(self, trained: bool = True) -> tuple[tuple[str, str | None], ...]:
+    """The table of this mesh, for parameters that are trained or not."""
+    if not self.fsdp or not (trained or self.fsdp_frozen):
       return RULES
     return tuple(('embed', 'data') if r[0] == 'embed' else r for r in RULES)
 
@@ -76,6 +81,13 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
   grid = np.asarray(devices).reshape(data, config.model)
   # Explicit axes, JAX 0.10's default, break Linen.
   return Mesh(grid, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+
+
+@contextlib.contextmanager
+def placed(mesh: Mesh, config: MeshConfig):
+  """Where jitted functions of the network run: its mesh and rules."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(config.rules()):
+    yield
 
 
 def state_shardings(abstract, mesh: Mesh, rules):
@@ -113,6 +125,31 @@ def state_shardings(abstract, mesh: Mesh, rules):
   return jax.tree.map(
     one, specs, shapes, is_leaf=lambda s: isinstance(s, PartitionSpec)
   )
+
+
+def gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """A parameter, whole along `data`, as it is used.
+
+  Where its rules shard it over `data` (FSDP), left to itself XLA computes with
+  the shards and sums activations, which are larger, over all devices.
+  Elsewhere, and without rules or mesh, this does nothing.
+
+  Args:
+    x: within a jitted function, in which its mesh and rules are set.
+    axes: logical names.
+  """
+  rules = nn.get_logical_axis_rules()
+  mesh = jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty or mesh.size == 1:
+    return x
+  found = nn.logical_to_mesh_axes(axes, rules)
+  if found is None or 'data' not in found:
+    return x
+  kept = (
+    axis if axis != 'data' and axis and size % mesh.shape[axis] == 0 else None
+    for axis, size in zip(found, x.shape, strict=True)
+  )
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

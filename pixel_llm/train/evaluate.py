@@ -66,7 +66,7 @@ def seqio_fn(
           for name in batch_lib.Batch.specs()
         }
       )
-      with jax.set_mesh(mesh):
+      with sharding.placed(mesh, config.mesh):
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
         found = read(params, batch) if asked.reads else None
         said = generate(params, batch) if asked.generates else found
@@ -258,7 +258,7 @@ class Evaluator:
       numbers = np.zeros((sizes.batch, sizes.regions), np.int32)
       for b, (_, questions) in enumerate(part):
         numbers[b, : len(questions)] = [n for n, _ in questions]
-      with jax.set_mesh(self._mesh):
+      with sharding.placed(self._mesh, self._config.mesh):
         device = jax.device_put(
           (batch, numbers), sharding.batch_sharding(self._mesh)
         )

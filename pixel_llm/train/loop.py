@@ -70,7 +70,6 @@ class Trainer:
   ):
     self.config, self.workdir, self._log = config, workdir, log
     self.mesh = sharding.make_mesh(config.mesh, devices)
-    self._rules = config.mesh.rules()
     experiment.check(config, workdir)
     self.vocabulary = prepare_data(config)
     self.model = pixel_llm.PixelLLM(config.model)
@@ -100,7 +99,7 @@ class Trainer:
 
   def _abstract(self) -> state_lib.TrainState:
     return state_lib.abstract(
-      self._init, self._optimizer, self._mask, self.mesh, self._rules
+      self._init, self._optimizer, self._mask, self.mesh, self.config.mesh
     )
 
   def _open_sources(self) -> dict[str, Tensors]:
@@ -140,7 +139,7 @@ class Trainer:
       self._optimizer,
       self._mask,
       self.mesh,
-      self._rules,
+      self.config.mesh,
       jax.random.key(self.config.seed),
       given,
     )
@@ -239,10 +238,7 @@ class Trainer:
 
   def placed(self):
     """Where steps run: mesh and rules, as a context."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(jax.set_mesh(self.mesh))
-    stack.enter_context(nn.logical_axis_rules(self._rules))
-    return stack
+    return sharding.placed(self.mesh, self.config.mesh)
 
   def train(self, progress: Progress | None = None) -> state_lib.TrainState:
     """Runs to the last step, from wherever the workdir is.
