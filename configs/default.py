@@ -20,3 +20,11 @@ def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
   values = config_lib.to_dict(experiment.ExperimentConfig())
   values['model']['t5'] = config_lib.to_dict(t5.SIZES[size])
   return ml_collections.ConfigDict(values).lock()
+
+
+def in_bfloat16(config: ml_collections.ConfigDict) -> None:
+  """Computes in bfloat16, holds the frozen in it, recomputes blocks."""
+  for name in ('eva', 'sam', 'extractor', 't5', 'regression'):
+    config.model[name].dtype = 'bfloat16'
+  config.model.eva.remat = config.model.t5.remat = 'full'
+  config.optimizer.frozen_dtype = 'bfloat16'

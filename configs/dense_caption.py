@@ -24,7 +24,7 @@ SHAPE = dict(regions=32, context=8, length=40)
 def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
   config = narrate.get_config(size)
   with config.unlocked():
-    config.model.detector = {}  # as published
+    config.model.detector = dict(dtype='bfloat16')  # else as published
     config.init = dict(
       sources=dict(narrate=dict(path='runs/narrate')),
       allow_missing=('^detector/',),

@@ -32,7 +32,7 @@ STREAMS = dict(
 def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
   config = narrate.get_config(size)
   with config.unlocked():
-    config.model.detector = dict(detections=32)
+    config.model.detector = dict(detections=32, dtype='bfloat16')
     config.init.allow_missing += ('^detector/',)
     config.data.records = {name: f'records/{name}' for name in RECORDS}
     config.data.records.visual_genome = 'records/densecap'

@@ -28,6 +28,7 @@ def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
   with config.unlocked():
     # The encoders, the extractor and the head have the paper's sizes already.
     config.model.t5.lora = LORA
+    default.in_bfloat16(config)
     weights = {part: dict(path=f'weights/{part}') for part in ('eva', 't5')}
     weights['sam'] = dict(path='weights/sam', leave_out=('^mask_decoder/',))
     drawn = ('^(extractor|projection|regression)/', '/lora_')
@@ -44,6 +45,6 @@ def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = None
     config.optimizer.freeze = ('^sam/', '^prompt_encoder/', '^t5/(?!.*/lora_)')
-    config.mesh.fsdp = True
+    config.mesh.update(fsdp=True, fsdp_frozen=size == 'xxl')
     config.loop.steps = 10_000
   return config

@@ -22,7 +22,8 @@ SHAPE = dict(**refer.SHAPE, mask=384)
 def get_config(size: str = 'xl') -> ml_collections.ConfigDict:
   config = refer.get_config(size)
   with config.unlocked():
-    config.model.mask = {}  # SAM's decoder and the adapter as published
+    # SAM's decoder and the adapter as published.
+    config.model.mask = dict(dtype='bfloat16')
     decoder = dict(path='weights/sam', take=('^mask_decoder/',))
     config.init = dict(
       sources=dict(refer=dict(path='runs/refer'), sam=decoder),

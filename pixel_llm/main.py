@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
   known, rest = parser.parse_known_args(arguments)
   if after and known.runner is None:
     parser.error(f'without --runner, unrecognized: {" ".join(after)}')
-  if rest and known.run not in (train, params, config, show_data):
+  if rest and known.run not in (train, params, config, show_data, plan):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   known.rest, known.runner_options = rest, after
   try:
@@ -332,6 +332,30 @@ def config(args: argparse.Namespace) -> None:
   else:
     for path, value in config_lib.leaves(values):
       print(f'{path} = {value!r}')
+
+
+def plan(args: argparse.Namespace) -> int:
+  """Compiles a config for a TPU topology: memory, time, what to change."""
+  # The chips are named, not there.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  config = _read_config(args.config, args.rest)
+  from pixel_llm import plan as plan_lib
+
+  if args.mesh:
+    config = dataclasses.replace(
+      config, mesh=dataclasses.replace(config.mesh, **args.mesh)
+    )
+  made = plan_lib.make(
+    config,
+    args.topology,
+    train=args.train or not (args.decode or args.eval),
+    decode=args.decode,
+    read=args.eval,
+    save=args.save,
+  )
+  print(plan_lib.to_json(made) if args.json else plan_lib.text(made))
+  return 0 if all(p.fits for p in made.programs) else _FAILED
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -748,6 +772,15 @@ def _numbers(text: str) -> tuple[int, ...]:
   return tuple(_natural(part) for part in text.split(','))
 
 
+def _mesh(text: str) -> dict[str, int]:
+  pairs = [part.partition('=') for part in text.split(',')]
+  if not all(k in ('data', 'model') and v.isdigit() for k, _, v in pairs):
+    raise argparse.ArgumentTypeError(
+      f'expected data=N,model=N or one of them, got {text!r}'
+    )
+  return {k: int(v) for k, _, v in pairs}
+
+
 def _record_set(text: str) -> tuple[str, str]:
   key, _, directory = text.partition('=')
   if not key or not directory:
@@ -1004,6 +1037,36 @@ def _parser() -> argparse.ArgumentParser:
     '--diff', action='store_true', help='only what differs from the defaults'
   )
   sub.add_argument('--json', action='store_true', help='for machines')
+
+  sub = verb('plan', plan)
+  _add_config(sub)
+  sub.add_argument(
+    '--topology',
+    required=True,
+    help='v5e:8x8, v6e:16x16, v4:4x4x4, v5p:4x4x4 and alike, which need '
+    'libtpu; or cpu:N',
+  )
+  sub.add_argument(
+    '--mesh',
+    type=_mesh,
+    metavar='data=N,model=N',
+    help="instead of the config's",
+  )
+  sub.add_argument(
+    '--train',
+    action='store_true',
+    help='the training step, as without --decode and --eval',
+  )
+  sub.add_argument(
+    '--decode', action='store_true', help='what writes answers in evaluation'
+  )
+  sub.add_argument(
+    '--eval', action='store_true', help='what reads answers in evaluation'
+  )
+  sub.add_argument(
+    '--save', metavar='FILE', help='for the executables (pixel_llm.plan.load)'
+  )
+  sub.add_argument('--json', action='store_true', help='all of it in one line')
 
   sub = verb('evaluate', evaluate)
   sub.add_argument('--workdir', required=True)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import jax
@@ -27,6 +28,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
   ('regions', None),
   ('height', None),
   ('width', None),
+  ('channels', None),
   ('lora', None),
   ('unsharded', None),
 )
@@ -44,16 +46,19 @@ class MeshConfig:
       T5X's 2-D parameter partitioning.
     slices: groups of devices with a slower network (DCN) between them, such as
       TPU slices: `data` goes over them first, `model` stays within each.
+    fsdp_frozen: with `fsdp`, also of those that are not trained; else each
+      device along `data` has them whole, and they need not be gathered.
   """
 
   data: int = -1
   model: int = 1
   fsdp: bool = False
   slices: int = 1
+  fsdp_frozen: bool = True
 
-  def rules(self) -> tuple[tuple[str, str | None], ...]:
-    """The table of this mesh."""
-    if not self.fsdp:
+  def rules(self, trained: bool = True) -> tuple[tuple[str, str | None], ...]:
+    """The table of this mesh, for parameters that are trained or not."""
+    if not self.fsdp or not (trained or self.fsdp_frozen):
       return RULES
     return tuple(('embed', 'data') if r[0] == 'embed' else r for r in RULES)
 
@@ -115,6 +120,13 @@ def arrange(config: MeshConfig, devices: list) -> np.ndarray:
   )
 
 
+@contextlib.contextmanager
+def placed(mesh: Mesh, config: MeshConfig):
+  """Where jitted functions of the network run: its mesh and rules."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(config.rules()):
+    yield
+
+
 def state_shardings(abstract, mesh: Mesh, rules):
   """Shardings of a tree whose leaves may be `nn.LogicallyPartitioned` boxes.
 
@@ -150,6 +162,31 @@ def state_shardings(abstract, mesh: Mesh, rules):
   return jax.tree.map(
     one, specs, shapes, is_leaf=lambda s: isinstance(s, PartitionSpec)
   )
+
+
+def gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """A parameter, whole along `data`, as it is used.
+
+  Where its rules shard it over `data` (FSDP), left to itself XLA computes with
+  the shards and sums activations, which are larger, over all devices.
+  Elsewhere, and without rules or mesh, this does nothing.
+
+  Args:
+    x: within a jitted function, in which its mesh and rules are set.
+    axes: logical names.
+  """
+  rules = nn.get_logical_axis_rules()
+  mesh = jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty or mesh.size == 1:
+    return x
+  found = nn.logical_to_mesh_axes(axes, rules)
+  if found is None or 'data' not in found:
+    return x
+  kept = (
+    axis if axis != 'data' and axis and size % mesh.shape[axis] == 0 else None
+    for axis, size in zip(found, x.shape, strict=True)
+  )
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -64,13 +64,19 @@ def test_experiments_are_short_and_say_how_to_run_them(name):
 
 @pytest.mark.parametrize('name', ('default', *PAPER))
 @pytest.mark.parametrize('size', t5.SIZES)
-def test_a_size_changes_the_t5_alone(name, size):
+def test_a_size_changes_the_t5_and_where_it_lies_alone(name, size):
   _, config = load(name, size)
-  lora = config.model.t5.lora
-  assert config.model.t5 == dataclasses.replace(t5.SIZES[size], lora=lora)
+  own = config.model.t5
+  own = {key: getattr(own, key) for key in ('lora', 'dtype', 'remat')}
+  assert config.model.t5 == dataclasses.replace(t5.SIZES[size], **own)
   _, xl = load(name)
   model = dataclasses.replace(config.model, t5=xl.model.t5)
-  assert dataclasses.replace(config, model=model) == xl
+  assert dataclasses.replace(config, model=model, mesh=xl.mesh) == xl
+  # A chip holds an xl that is not trained, no xxl.
+  whole = dataclasses.replace(config.mesh, fsdp_frozen=xl.mesh.fsdp_frozen)
+  assert whole == xl.mesh
+  if name != 'default':
+    assert config.mesh.fsdp_frozen == (size == 'xxl')
 
 
 @pytest.mark.parametrize('name', ('default', *PAPER))
@@ -236,8 +242,10 @@ def test_printing_a_config_imports_neither_gin_nor_tensorflow():
 def test_narrate_is_the_papers():
   _, config = load('narrate')
   model = config.model
-  assert model.eva == eva.SIZES['large']
-  assert model.sam == sam.SIZES['huge']
+  half = dict(dtype='bfloat16')
+  large = dataclasses.replace(eva.SIZES['large'], remat='full', **half)
+  assert model.eva == large
+  assert model.sam == dataclasses.replace(sam.SIZES['huge'], **half)
   assert model.region is None
   assert model.t5.lora == layers.LoraConfig(32, 2.0, ('query', 'value'))
   extractor = model.extractor

@@ -20,6 +20,7 @@ FLOOR_0 = {
   'exits',
   'files',
   'geometry',
+  'hlo',
   'image',
   'masks',
   'prediction',
@@ -44,7 +45,8 @@ ALLOWED['pictures'] = FLOOR_0
 ALLOWED['report'] = FLOOR_0 | {'pictures'}
 ALLOWED['sheet'] = ALLOWED['data'] | {'pictures'}
 ALLOWED['train'] = ALLOWED['data'] | {'train', 'pictures', 'report'}
-ALLOWED['main'] = ALLOWED['train'] | {
+ALLOWED['plan'] = ALLOWED['train'] | {'plan'}
+ALLOWED['main'] = ALLOWED['plan'] | {
   'predictor',
   'weights',
   'stablehlo',

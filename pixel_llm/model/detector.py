@@ -118,8 +118,8 @@ class DetectorConfig:
       )
 
 
-def _conv(config, size, axes=('unsharded', 'embed'), *, name, **kwargs):
-  """A 3 x 3 convolution that keeps the size, with logical axis names."""
+def _conv(config, size, *, name, **kwargs):
+  """A 3 x 3 convolution that keeps the size; small, so whole everywhere."""
   init = kwargs.pop('init', layers.DEFAULT_INIT)
   bias = nn.initializers.constant(kwargs.pop('bias', 0.0))
   return nn.Conv(
@@ -127,8 +127,10 @@ def _conv(config, size, axes=('unsharded', 'embed'), *, name, **kwargs):
     (3, 3),
     padding=1,
     dtype=jnp.dtype(kwargs.pop('dtype', config.dtype)),
-    kernel_init=nn.with_logical_partitioning(init, ('height', 'width', *axes)),
-    bias_init=nn.with_logical_partitioning(bias, axes[1:]),
+    kernel_init=nn.with_logical_partitioning(
+      init, ('height', 'width', 'unsharded', 'channels')
+    ),
+    bias_init=nn.with_logical_partitioning(bias, ('channels',)),
     name=name,
     **kwargs,
   )
@@ -207,15 +209,15 @@ class ProposalHead(nn.Module):
         config.groups,
         dtype=jnp.dtype(config.dtype),
         scale_init=nn.with_logical_partitioning(
-          nn.initializers.ones, ('embed',)
+          nn.initializers.ones, ('channels',)
         ),
         bias_init=nn.with_logical_partitioning(
-          nn.initializers.zeros, ('embed',)
+          nn.initializers.zeros, ('channels',)
         ),
         name=f'tower_{i}_norm',
       )
       tower += [conv, norm, nn.relu]
-    outs = {'init': small, 'axes': ('embed', 'unsharded'), 'dtype': 'float32'}
+    outs = {'init': small, 'dtype': 'float32'}
     # At first a cell is a centre with probability 0.01, its box 16 cells wide.
     center = _conv(config, 1, bias=-4.6, name='center', **outs)
     sides = _conv(config, 4, bias=8.0, name='sides', **outs)

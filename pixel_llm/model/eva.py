@@ -11,6 +11,7 @@ arXiv 2303.11331, section 2.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 
@@ -365,10 +366,7 @@ class Eva(nn.Module):
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, c.width)
 
-    def param(name, init, axes, shape):
-      boxed = nn.with_logical_partitioning(init, axes)
-      return jnp.asarray(self.param(name, boxed, shape))
-
+    param = functools.partial(layers.parameter, self)
     class_token = param('class_token', CLASS_INIT, ('embed',), (c.width,))
     positions = param(
       'positions',

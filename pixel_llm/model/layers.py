@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from pixel_llm import sharding
+
 Array = jax.Array
 
 DEFAULT_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
@@ -56,6 +58,30 @@ class LoraConfig:
       )
 
 
+def parameter(
+  module: nn.Module,
+  name: str,
+  init: Callable,
+  axes: tuple[str, ...],
+  shape: tuple[int, ...],
+  dtype: str | None = None,
+) -> Array:
+  """A parameter as it is computed with: cast, then gathered.
+
+  Args:
+    module: whose it is.
+    name: in it.
+    init: (key, shape, dtype) -> its first value.
+    axes: logical names of its axes.
+    shape: of it.
+    dtype: what it is cast to, and travels as; default as it is held.
+  """
+  boxed = nn.with_logical_partitioning(init, axes)
+  value: Any = module.param(name, boxed, shape)
+  value = jnp.asarray(value, dtype)
+  return sharding.gathered(value, axes)
+
+
 class Dense(nn.Module):
   """y = x @ kernel (+ bias) (+ scale * (x @ lora_a) @ lora_b).
 
@@ -83,11 +109,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[..., in] -> [..., features]."""
-
-    def param(name, init, axes, shape):
-      boxed = nn.with_logical_partitioning(init, axes)
-      return jnp.asarray(self.param(name, boxed, shape), self.dtype)
-
+    param = functools.partial(parameter, self, dtype=self.dtype)
     x = jnp.asarray(x, self.dtype)
     width = x.shape[-1]
     kernel = param(
@@ -123,17 +145,9 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[..., width] -> [..., width]."""
-    shape = (x.shape[-1],)
-    scale: Any = self.param(
-      'scale',
-      nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
-      shape,
-    )
-    bias: Any = self.param(
-      'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
-      shape,
-    )
+    axes, shape = ('embed',), (x.shape[-1],)
+    scale = parameter(self, 'scale', nn.initializers.ones, axes, shape)
+    bias = parameter(self, 'bias', nn.initializers.zeros, axes, shape)
     x = jnp.asarray(x, jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)

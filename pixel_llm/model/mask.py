@@ -9,6 +9,7 @@ its box; `MaskDecoder` draws the masks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -144,11 +145,14 @@ class MaskDecoder(nn.Module):
     return _place(logits, height, width), iou[:, :, shown]
 
   def _embedding(self, name: str, rows: int) -> Array:
-    init = nn.with_logical_partitioning(
-      nn.initializers.normal(1.0), ('unsharded', 'embed')
+    return layers.parameter(
+      self,
+      name,
+      nn.initializers.normal(1.0),
+      ('unsharded', 'embed'),
+      (rows, self.config.width),
+      self.config.dtype,
     )
-    value = self.param(name, init, (rows, self.config.width))
-    return jnp.asarray(value, self.config.dtype)
 
 
 class Upscale(nn.Module):
@@ -167,17 +171,14 @@ class Upscale(nn.Module):
     init = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'normal', in_axis=0, out_axis=2, batch_axis=(1,)
     )
-    kernel = self.param(
+    param = functools.partial(layers.parameter, self, dtype=self.dtype)
+    kernel = param(
       'kernel',
-      nn.with_logical_partitioning(init, ('embed', 'unsharded', 'mlp')),
+      init,
+      ('embed', 'unsharded', 'mlp'),
       (x.shape[-1], 4, self.features),
     )
-    bias = self.param(
-      'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros, ('mlp',)),
-      (self.features,),
-    )
-    kernel, bias = (jnp.asarray(p, self.dtype) for p in (kernel, bias))
+    bias = param('bias', nn.initializers.zeros, ('mlp',), (self.features,))
     y = jnp.asarray(x, self.dtype) @ jnp.reshape(kernel, (x.shape[-1], -1))
     y = jnp.reshape(y, (*x.shape[:-1], 4, self.features))
     return y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
@@ -241,8 +242,8 @@ class MaskAdapter(nn.Module):
       )(x)
 
     def param(name, init):
-      init = nn.with_logical_partitioning(init, ('unsharded', 'embed'))
-      return jnp.asarray(self.param(name, init, (count, config.width)))
+      shape = count, config.width
+      return layers.parameter(self, name, init, ('unsharded', 'embed'), shape)
 
     read = jnp.concatenate(
       [project('visual_projection', visual), project('word_projection', words)],

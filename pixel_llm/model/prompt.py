@@ -12,6 +12,7 @@ is the mask decoder's too.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from typing import Any
 
@@ -69,8 +70,8 @@ class LocationPromptEncoder(nn.Module):
     width = self.config.embed_dim
 
     def param(name, axes, shape, scale=1.0):
-      boxed = nn.with_logical_partitioning(nn.initializers.normal(scale), axes)
-      return jnp.asarray(self.param(name, boxed, shape))
+      init = nn.initializers.normal(scale)
+      return layers.parameter(self, name, init, axes, shape)
 
     self.frequencies = param(
       'frequencies',
@@ -491,15 +492,16 @@ class PromptFeatureExtractor(nn.Module):
     image_positions = project('position_projection', feature_positions)
     image_positions = jnp.reshape(image_positions, (1, 1, cells, config.width))
 
-    queries = self.param(
+    queries = layers.parameter(
+      self,
       'queries',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(1.0), ('unsharded', 'embed')
-      ),
+      nn.initializers.normal(1.0),
+      ('unsharded', 'embed'),
       (config.num_queries, config.width),
+      config.dtype,
     )
     queries = jnp.broadcast_to(
-      _lift(jnp.asarray(queries, config.dtype), 4),
+      _lift(queries, 4),
       (batch, regions, config.num_queries, config.width),
     )
     tokens = jnp.concatenate(
@@ -525,17 +527,11 @@ class QueryDense(nn.Module):
     init = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'normal', batch_axis=(0,)
     )
-    kernel = self.param(
-      'kernel',
-      nn.with_logical_partitioning(init, ('unsharded', 'embed', 'mlp')),
-      (queries, width, self.features),
-    )
-    bias = self.param(
-      'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros, ('unsharded', 'mlp')),
-      (queries, self.features),
-    )
-    kernel, bias = (jnp.asarray(p, self.dtype) for p in (kernel, bias))
+    param = functools.partial(layers.parameter, self, dtype=self.dtype)
+    axes = 'unsharded', 'embed', 'mlp'
+    kernel = param('kernel', init, axes, (queries, width, self.features))
+    axes, shape = ('unsharded', 'mlp'), (queries, self.features)
+    bias = param('bias', nn.initializers.zeros, axes, shape)
     y = jnp.einsum('brqd,qdo->brqo', jnp.asarray(x, self.dtype), kernel)
     return y + _lift(bias, 4)
 

@@ -280,7 +280,7 @@ class Neck(nn.Module):
       use_bias=False,
       dtype=jnp.dtype(c.dtype),
       kernel_init=nn.with_logical_partitioning(
-        layers.DEFAULT_INIT, ('height', 'width', 'unsharded', 'embed')
+        layers.DEFAULT_INIT, ('height', 'width', 'unsharded', 'channels')
       ),
       name='conv2',
     )(x)
@@ -321,16 +321,16 @@ class Sam(nn.Module):
       name='patch_embed',
     )(eva.patches(image, c.patch_size))
     _, height, width, _ = x.shape
-    positions = self.param(
+    positions = layers.parameter(
+      self,
       'positions',
-      nn.with_logical_partitioning(eva.position_init, ('length', 'embed')),
+      eva.position_init,
+      ('length', 'embed'),
       (c.position_grid**2, c.width),
     )
     # Reference: the research code resizes when the height differs, whatever
     # the width.
-    grid = eva.resize_positions(
-      jnp.asarray(positions), c.position_grid, height, width
-    )
+    grid = eva.resize_positions(positions, c.position_grid, height, width)
     x = x + jnp.asarray(grid, c.dtype).reshape(1, height, width, c.width)
     num_groups = c.depth // c.blocks_per_group
     x, _ = nn.scan(

@@ -139,15 +139,12 @@ class RmsNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[..., width] -> [..., width]."""
-    scale = self.param(
-      'scale',
-      nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
-      (x.shape[-1],),
+    scale = layers.parameter(
+      self, 'scale', nn.initializers.ones, ('embed',), x.shape[-1:], self.dtype
     )
     x = jnp.asarray(x, jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     y = jnp.asarray(x * jax.lax.rsqrt(mean_square + 1e-6), self.dtype)
-    scale = jnp.asarray(scale, self.dtype)
     return y * jnp.reshape(scale, (1,) * (x.ndim - 1) + (-1,))
 
 
@@ -161,11 +158,11 @@ class Embed(nn.Module):
   @nn.compact
   def __call__(self, tokens: Array) -> Array:
     """[...] int -> [..., features]."""
-    table: Any = self.param(
+    table = layers.parameter(
+      self,
       'embedding',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(1.0), ('vocab', 'embed')
-      ),
+      nn.initializers.normal(1.0),
+      ('vocab', 'embed'),
       (self.vocab_size, self.features),
     )
     rows = jnp.take(table, tokens, axis=0, mode='fill', fill_value=0)

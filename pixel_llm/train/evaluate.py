@@ -68,7 +68,7 @@ def seqio_fn(
           for name in batch_lib.Batch.specs()
         }
       )
-      with jax.set_mesh(mesh):
+      with sharding.placed(mesh, config.mesh):
         batch = sharding.place(batch, sharding.batch_sharding(mesh))
         found = read(params, batch) if asked.reads else None
         said = generate(params, batch) if asked.generates else found
@@ -274,7 +274,7 @@ class Evaluator:
       numbers = np.zeros((sizes.batch, sizes.regions), np.int32)
       for b, (_, questions) in enumerate(part):
         numbers[b, : len(questions)] = [n for n, _ in questions]
-      with jax.set_mesh(self._mesh):
+      with sharding.placed(self._mesh, self._config.mesh):
         device = sharding.place((batch, numbers), place)
         output = jax.device_get(function(params, *device))
       for b, (_, questions) in enumerate(part):

@@ -77,7 +77,6 @@ class Trainer:
     self._log = log if self._first else lambda line: None
     self.config, self.workdir = config, workdir
     self.mesh = sharding.make_mesh(config.mesh, devices)
-    self._rules = config.mesh.rules()
     experiment.check(config, workdir)
     _check_best(config)
     self.vocabulary = prepare_data(config)
@@ -112,7 +111,7 @@ class Trainer:
 
   def _abstract(self) -> state_lib.TrainState:
     return state_lib.abstract(
-      self._init, self._optimizer, self._mask, self.mesh, self._rules
+      self._init, self._optimizer, self._mask, self.mesh, self.config.mesh
     )
 
   def _open_sources(self) -> dict[str, Tensors]:
@@ -152,7 +151,7 @@ class Trainer:
       self._optimizer,
       self._mask,
       self.mesh,
-      self._rules,
+      self.config.mesh,
       jax.random.key(self.config.seed),
       given,
     )
@@ -300,10 +299,7 @@ class Trainer:
 
   def placed(self):
     """Where steps run: mesh and rules, as a context."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(jax.set_mesh(self.mesh))
-    stack.enter_context(nn.logical_axis_rules(self._rules))
-    return stack
+    return sharding.placed(self.mesh, self.config.mesh)
 
   def _writer(self) -> metric_writers.MetricWriter:
     if not self._first:

@@ -63,7 +63,7 @@ def abstract(
   optimizer: optax.GradientTransformation,
   mask: Any,
   mesh: Mesh,
-  rules: Any,
+  config: sharding.MeshConfig,
 ) -> TrainState:
   """The state as `ShapeDtypeStruct`s with shardings; nothing is allocated.
 
@@ -72,7 +72,7 @@ def abstract(
     optimizer: of the trainable parameters.
     mask: bool a leaf of the unboxed params, True where trainable.
     mesh: where the state lives.
-    rules: logical axis names -> mesh axes.
+    config: of the mesh; how parameters lie on it.
 
   Returns:
     What `create` would give, for restoring a checkpoint into. Optimizer state
@@ -81,7 +81,13 @@ def abstract(
   """
   with _unconstrained():
     boxed = jax.eval_shape(init_fn, jax.random.key(0))
-    shardings = sharding.state_shardings(boxed, mesh, rules)
+    trained, frozen = (
+      sharding.state_shardings(boxed, mesh, config.rules(trained))
+      for trained in (True, False)
+    )
+    shardings = jax.tree.map(
+      lambda keep, t, f: t if keep else f, mask, trained, frozen
+    )
     params = _place(nn.unbox(boxed), shardings)
   trainable, _ = split(params, mask)
   whole = sharding.replicated(mesh)
@@ -109,7 +115,7 @@ def create(
   optimizer: optax.GradientTransformation,
   mask: Any,
   mesh: Mesh,
-  rules: Any,
+  config: sharding.MeshConfig,
   key: jax.Array,
   given: Any = None,
 ) -> TrainState:
@@ -120,13 +126,13 @@ def create(
     optimizer: of the trainable parameters.
     mask: bool a leaf of the unboxed params, True where trainable.
     mesh: where the state lives.
-    rules: logical axis names -> mesh axes.
+    config: of the mesh; how parameters lie on it.
     key: of the random initialization.
     given: parameters that are not drawn, on the mesh as `abstract` says; the
       tree of all of them with None for the others. They are not copied.
       Default none. What is drawn does not depend on what is given.
   """
-  leaves = abstract(init_fn, optimizer, mask, mesh, rules)
+  leaves = abstract(init_fn, optimizer, mask, mesh, config)
   if given is None:
     given = jax.tree.map(lambda _: None, leaves.params)
 

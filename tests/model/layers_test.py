@@ -200,3 +200,24 @@ def test_few_or_symbolic_queries_do_not_fit_the_kernel():
   assert not fits(300, keys=34)
   assert not fits(300, dtype='float32')
   assert not fits(300, batch=jax.export.symbolic_shape('b')[0])
+
+
+@pytest.mark.parametrize('model', [1, 2])
+def test_fsdp_gathers_kernels_and_moves_no_activations(model):
+  config = sharding.MeshConfig(data=8 // model, model=model, fsdp=True)
+  mesh, rules = sharding.make_mesh(config), config.rules()
+  layer = layers.Dense(
+    16, ('embed', 'mlp'), True, 'bfloat16', lora=layers.LoraConfig(rank=8)
+  )
+  x = np.random.default_rng(0).normal(size=(8, 128, 64)).astype('f')
+  boxed = jax.eval_shape(layer.init, jax.random.key(0), x)
+  places = sharding.state_shardings(boxed, mesh, rules)
+  params = nn.unbox(layer.init(jax.random.key(0), x))
+  apply = jax.jit(layer.apply)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    there = jax.device_put((params, x), (places, sharding.batch_sharding(mesh)))
+    text = apply.lower(*there).compile().as_text()
+    found = apply(*there)
+  assert 'all-gather(' in text and 'all-reduce(' not in text
+  assert found.sharding.shard_shape(found.shape)[0] == model
+  np.testing.assert_array_equal(found, layer.apply(params, x))

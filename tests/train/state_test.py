@@ -35,7 +35,7 @@ def parts(mesh_config):
   params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   mask = optimizer.trainable_mask(config, params)
   tx = optimizer.make(config, 10, params)
-  return tx, mask, mesh, mesh_config.rules()
+  return tx, mask, mesh, mesh_config
 
 
 def test_split_and_merge_are_inverse():
@@ -68,9 +68,9 @@ def test_gradients_exist_for_the_trainable_only():
 def test_create_lies_as_abstract_says_and_state_as_its_parameter():
   args = parts(sharding.MeshConfig(data=4, model=2, fsdp=True))
   abstract = state_lib.abstract(init, *args)
-  _, _, mesh, rules = args
+  _, _, mesh, config = args
   # In a mesh and under rules, as the loop is: 15 must not be refused.
-  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+  with sharding.placed(mesh, config):
     state = state_lib.create(init, *args, jax.random.key(0))
   spec = PartitionSpec('data', 'model')
   assert abstract.params['kernel'].sharding.spec == spec
@@ -104,6 +104,18 @@ def test_the_fresh_state_does_not_depend_on_the_mesh():
   jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+def test_frozen_parameters_may_stay_whole():
+  config = sharding.MeshConfig(data=4, model=2, fsdp=True, fsdp_frozen=False)
+  abstract = state_lib.abstract(init, *parts(config))
+  whole = state_lib.abstract(init, *parts(sharding.MeshConfig(data=4, model=2)))
+  sharded = PartitionSpec('data', 'model')
+  assert abstract.params['kernel'].sharding.spec == sharded
+  assert abstract.opt_state[1].mu['kernel'].sharding.spec == sharded
+  frozen = abstract.params['frozen'].sharding
+  assert frozen == whole.params['frozen'].sharding
+  assert 'data' not in frozen.spec
+
+
 def test_a_device_holds_its_shards_only():
   args = parts(sharding.MeshConfig(data=4, model=2, fsdp=True))
   abstract = state_lib.abstract(init, *args)
@@ -122,11 +134,11 @@ def test_state_of_muon_lies_as_its_matrix():
   config = optimizer.OptimizerConfig(
     freeze=('frozen',), muon=optimizer.MuonConfig()
   )
-  _, mask, mesh, rules = parts(sharding.MeshConfig(data=4, model=2, fsdp=True))
+  _, mask, mesh, how = parts(sharding.MeshConfig(data=4, model=2, fsdp=True))
   params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   tx = optimizer.make(config, 10, params)
-  abstract = state_lib.abstract(init, tx, mask, mesh, rules)
-  state = state_lib.create(init, tx, mask, mesh, rules, jax.random.key(0))
+  abstract = state_lib.abstract(init, tx, mask, mesh, how)
+  state = state_lib.create(init, tx, mask, mesh, how, jax.random.key(0))
   assert jax.tree.structure(abstract) == jax.tree.structure(state)
   momenta = [
     x for x in jax.tree.leaves(abstract.opt_state) if x.shape == (8, 16)

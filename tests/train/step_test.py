@@ -141,13 +141,12 @@ def one_step(network, config, devices):
   )
   mask = optimizer.trainable_mask(numbers, params)
   made = optimizer.make(numbers, 10, params)
-  rules = config.rules()
   # Given, not drawn: compiling that takes longer than all the rest.
-  places = state.abstract(init, made, mask, mesh, rules).params
+  places = state.abstract(init, made, mask, mesh, config).params
   given = jax.tree.map(
     lambda x, place: jax.device_put(x, place.sharding), params, places
   )
-  first = state.create(init, made, mask, mesh, rules, jax.random.key(0), given)
+  first = state.create(init, made, mask, mesh, config, jax.random.key(0), given)
   function = jax.jit(
     functools.partial(
       step.train_step,
@@ -159,7 +158,7 @@ def one_step(network, config, devices):
     )
   )
   batch = jax.device_put(tiny.random_batch(), sharding.batch_sharding(mesh))
-  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+  with sharding.placed(mesh, config):
     last, metrics = function(first, batch)
   return jax.device_get((last.params, metrics)), last
 
@@ -276,7 +275,6 @@ def test_frozen_parameters_in_bfloat16_stay_as_they_are():
     optimizer=dataclasses.replace(config.optimizer, frozen_dtype='float32'),
   )
   mesh = sharding.make_mesh(config.mesh)
-  rules = config.mesh.rules()
   model = pixel_llm.PixelLLM(config.model)
   batch = tiny.random_batch()
   results = {}
@@ -285,7 +283,9 @@ def test_frozen_parameters_in_bfloat16_stay_as_they_are():
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
     mask = optimizer.trainable_mask(c.optimizer, shapes)
     transform = optimizer.make(c.optimizer, 10, shapes)
-    first = state.create(init, transform, mask, mesh, rules, jax.random.key(0))
+    first = state.create(
+      init, transform, mask, mesh, config.mesh, jax.random.key(0)
+    )
     train = jax.jit(
       functools.partial(
         step.train_step,
