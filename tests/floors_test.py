@@ -15,6 +15,7 @@ FLOOR_0 = {
   'alignment',
   'augmentation',
   'batch',
+  'chips',
   'config',
   'example',
   'files',
@@ -61,6 +62,7 @@ MAY_TENSORFLOW = {
   'data/datasets.py',
   'data/sources/tfds.py',
   'train/loop.py',
+  'train/writers.py',
   'savedmodel.py',
 }
 FILES = sorted(PACKAGE.rglob('*.py'))

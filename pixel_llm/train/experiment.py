@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -185,6 +185,18 @@ class LoopConfig:
       and what is drawn.
     max_damaged: examples that each host may pass over since they cannot be
       read; one more ends the run.
+    writers: where scalars and pictures go, any of 'tensorboard', 'wandb',
+      'mlflow'; `pip install` the last two.
+    profile: first and last step to trace into `profile` of the workdir; None
+      traces five steps when a process gets SIGUSR1.
+    compile_cache: folder for compiled programs, which a restart does not
+      compile again; below the workdir unless absolute, '' is none. Processes
+      share it: the first writes, all read.
+    on_bad_step: 'stop' ends the run at a step that is not finite or a spike,
+      and keeps its batch in `bad_batches`; 'skip' leaves its update out, counts
+      and logs it, and stops after ten in a row.
+    spike: a step whose gradient's norm is more than so many times the mean of
+      about the last fifty is bad, too; 0 bounds nothing.
   """
 
   steps: int = 10_000
@@ -194,6 +206,22 @@ class LoopConfig:
   workers: int = 0
   microbatches: int = 1
   max_damaged: int = 100
+  writers: tuple[Literal['tensorboard', 'wandb', 'mlflow'], ...] = (
+    'tensorboard',
+  )
+  profile: tuple[int, int] | None = None
+  compile_cache: str = 'compile_cache'
+  on_bad_step: Literal['stop', 'skip'] = 'stop'
+  spike: float = 0.0
+
+  def __post_init__(self):
+    if self.spike and self.spike <= 1:
+      raise ValueError(f'spike: expected 0 or > 1, got {self.spike}.')
+    first, last = self.profile or (1, 1)
+    if not 1 <= first <= last:
+      raise ValueError(
+        f'profile: expected 1 <= first <= last step, got {self.profile}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

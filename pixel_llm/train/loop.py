@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -16,13 +17,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import metric_writers
 from etils import epath
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
+from pixel_llm import chips, files, pictures, sharding
 from pixel_llm import config as config_lib
-from pixel_llm import files, pictures, sharding
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import initialization
 from pixel_llm.checkpoints import manager as manager_lib
@@ -30,12 +30,21 @@ from pixel_llm.checkpoints.tensors import Tensors
 from pixel_llm.data import datasets, registry
 from pixel_llm.data import loader as loader_lib
 from pixel_llm.model import pixel_llm
-from pixel_llm.train import evaluate, experiment, parameters
+from pixel_llm.train import (
+  evaluate,
+  experiment,
+  guard,
+  parameters,
+  telemetry,
+  writers,
+)
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
 
 Log = Callable[[str], None]
+# (step, stream, metrics).
+Row = tuple[int, str, dict[str, Any]]
 # (step, steps) after every step.
 Progress = Callable[[int, int], None]
 
@@ -68,6 +77,7 @@ class Trainer:
     log: Log = print,
     devices: list | None = None,
   ):
+    self._began = time.time()
     self.config, self.workdir, self._log = config, workdir, log
     self.mesh = sharding.make_mesh(config.mesh, devices)
     self._rules = config.mesh.rules()
@@ -78,13 +88,18 @@ class Trainer:
     abstract = nn.unbox(jax.eval_shape(self._init, jax.random.key(0)))
     self._mask = optimizer_lib.trainable_mask(config.optimizer, abstract)
     self._optimizer = optimizer_lib.make(
-      config.optimizer, config.loop.steps, abstract
+      config.optimizer,
+      config.loop.steps,
+      abstract,
+      withhold=config.loop.on_bad_step == 'skip' or config.loop.spike > 0,
+      spike=config.loop.spike,
     )
     self._schedule = optimizer_lib.schedule(config.optimizer, config.loop.steps)
     # Before anything is written, so that the workdir may have another config.
     self._sources = self._open_sources()
     experiment.save(config, workdir)
     keep_vocabulary(self.vocabulary, workdir)
+    telemetry.keep_compiled(config.loop.compile_cache, workdir)
     self.checkpoints = manager_lib.CheckpointManager(
       epath.Path(workdir) / 'checkpoints', config.checkpoint
     )
@@ -199,7 +214,8 @@ class Trainer:
         f'has {self.vocabulary.digest}.'
       )
     self._log(f'resuming at step {step}')
-    return self.checkpoints.restore(self._abstract(), step)
+    restored = self.checkpoints.restore(self._abstract(), step)
+    return optimizer_lib.swap_average(restored)
 
   def restore_params(self) -> tuple[int, Any]:
     """(step, parameters on the mesh) of the newest checkpoint."""
@@ -208,10 +224,14 @@ class Trainer:
     return step or 0, self.checkpoints.restore_params(abstract, step)
 
   def save(self, step: int, state: state_lib.TrainState) -> None:
-    """A checkpoint of `state`; the data position is the step itself."""
+    """A checkpoint of `state`; the data position is the step itself.
+
+    With `optimizer.ema` its parameters are their mean, for all who read nothing
+    else, and those of the step are kept with the optimizer.
+    """
     self.checkpoints.save(
       step,
-      state,
+      optimizer_lib.swap_average(state),
       {
         'step': step,
         'vocabulary': self.vocabulary.digest,
@@ -257,11 +277,16 @@ class Trainer:
       FloatingPointError: the loss is not finite.
     """
     loop = self.config.loop
-    state = self.restore_or_create()
+    meter = telemetry.Meter(
+      self.workdir, self.mesh.devices.flat, self.step_flops, self._began
+    )
+    with meter('restore'):
+      state = self.restore_or_create()
     start = int(state.step)
     if start >= loop.steps:
       self._log(f'training is complete: step {start} of {loop.steps}')
       return state
+    meter.resume(start)
     loader = self.loader()
     parts = self.mesh.shape['data'] * loop.microbatches
     for name, stream in loader.streams.items():
@@ -274,60 +299,73 @@ class Trainer:
     batch_sharding = sharding.batch_sharding(self.mesh)
     batches = loader_lib.on_device(loader.batches(start), batch_sharding)
     step_fn = self.step_fn()
-    writer = metric_writers.SummaryWriter(self.workdir)
+    writer = writers.make(self.config, self.workdir)
     curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
-    stop = _Stop()
-    pending: dict[str, list[tuple[int, Any]]] = {}
-    waited, saved, reported = 0.0, start, 0
-    interval_began, examples, logged = time.time(), 0, start
+    judge = guard.Judge(
+      loop.on_bad_step == 'skip', int(state.opt_state.skipped)
+    )
+    stop, profiler = (
+      _Stop(),
+      telemetry.Profiler(
+        os.path.join(self.workdir, 'profile'), loop.profile, self._log
+      ),
+    )
+    # Metrics of steps: on the device, looked at, and of steps not taken.
+    rows: list[Row] = []
+    seen: list[Row] = []
+    saved, reported = start, 0
     with (
       stop,
+      profiler,
       contextlib.closing(batches),
       self.placed(),
     ):
       for step in range(start + 1, loop.steps + 1):
-        before = time.time()
-        name, batch = next(batches)
-        waited += time.time() - before
-        examples += batch.image.shape[0]
-        state, metrics = step_fn(state, batch)
-        for key, value in metrics.items():
-          pending.setdefault(f'{name}/{key}', []).append((step, value))
+        with meter('data'):
+          name, batch = next(batches)
+        profiler.begin(step)
+        state, metrics = meter.step(name, step_fn, state, batch)
+        profiler.end(step, metrics)
+        rows.append((step, name, metrics))
         last = step == loop.steps or stop.asked
         if progress:
           progress(step, loop.steps)
-        if step % loop.log_every == 0 or last:
-          found = jax.device_get(pending)
-          pending.clear()
-          values = {
-            k: float(np.mean([x for _, x in pairs]))
-            for k, pairs in found.items()
-          }
-          seconds = time.time() - interval_began
-          values['learning_rate'] = float(self._schedule(step - 1))
-          values['examples_per_second'] = examples / seconds
-          values['data_wait'] = waited / seconds
-          damaged = loader.damaged
-          values['damaged_examples'] = float(len(damaged))
-          for message in damaged[reported:]:
-            self._log(f'passed over: {message}')
-          reported = len(damaged)
-          # At the last interval's pace: the first steps compile.
-          left = seconds / (step - logged) * (loop.steps - step)
-          waited, interval_began, examples = 0.0, time.time(), 0
-          logged = step
-          self._check_finite(found)
-          writer.write_scalars(step, values)
-          curve.add(step, values)
-          self._log(_line(step, loop.steps, values, left))
-        if step % loop.checkpoint_every == 0 or last:
-          self.save(step, state)
+        logs = step % loop.log_every == 0 or last
+        saves = step % loop.checkpoint_every == 0 or last
+        if logs or saves:
+          meter.settle()
+          rows = jax.device_get(rows)
+          seen += self._judge(judge, loader, rows)
+          rows = []
+        if logs:
+          with meter('log'):
+            values = _means(seen)
+            # Skipped steps do not move the schedule.
+            taken = step - 1 - judge.skipped
+            values['learning_rate'] = float(self._schedule(taken))
+            values['skipped'] = float(judge.skipped)
+            damaged = loader.damaged
+            values['damaged_examples'] = float(len(damaged))
+            for message in damaged[reported:]:
+              self._log(f'passed over: {message}')
+            reported = len(damaged)
+            for at, _, metrics in seen:
+              writer.write_scalars(at, {'grad_norm': metrics['grad_norm']})
+            seen = []
+          values |= meter.interval()
+          with meter('log'):
+            writer.write_scalars(step, values)
+            curve.add(step, values)
+            self._log(_line(step, loop.steps, values))
+        if saves:
+          with meter('save'):
+            self.save(step, state)
           saved = step
+          meter.saved(step)
         if loop.eval_every and step % loop.eval_every == 0 and not last:
-          before = time.time()
-          self.evaluate(state.params, step, writer)
-          # Not of the steps: neither their pace nor their wait for data.
-          interval_began += time.time() - before
+          with meter('eval'):
+            params = optimizer_lib.swap_average(state).params
+            self.evaluate(params, step, writer)
         if stop.asked:
           break
     self.checkpoints.wait()
@@ -339,33 +377,60 @@ class Trainer:
       )
     return state
 
-  def _check_finite(self, found: dict[str, list[tuple[int, Any]]]) -> None:
-    """Raises FloatingPointError at the first step that had NaN or infinity."""
-    bad: dict[int, list[str]] = {}
-    for name, pairs in found.items():
-      for step, value in pairs:
-        if not np.isfinite(value):
-          bad.setdefault(step, []).append(name)
-    if bad:
-      step = min(bad)
-      raise FloatingPointError(
-        f'step {step}: {", ".join(bad[step])} not finite. The checkpoints '
-        f'before it are kept; `pixel-llm replay --workdir {self.workdir} '
-        f'--step {step}` says which examples it was. If it is none of them, '
-        'lower optimizer.learning_rate.'
+  def step_flops(self, step_fn, state, batch) -> float:
+    """FLOPs of a step, all devices'; none of what is only done again."""
+    config = dataclasses.replace(
+      self.config,
+      model=telemetry.without_remat(self.config.model),
+      loop=dataclasses.replace(self.config.loop, microbatches=1),
+    )
+    if config != self.config:
+      model = pixel_llm.PixelLLM(config.model)
+      step_fn = jax.jit(
+        step_lib.make(config, model, self._mask, self._optimizer)
       )
+    return chips.model_flops(step_fn.trace(state, batch).jaxpr)
+
+  def _judge(
+    self, judge: guard.Judge, loader: loader_lib.Loader, rows: list[Row]
+  ) -> list[Row]:
+    """The rows of steps that were taken.
+
+    Raises:
+      FloatingPointError: a step is bad; its batch is kept.
+    """
+    skipped, bad = judge.look([(step, metrics) for step, _, metrics in rows])
+    for step in skipped:
+      self._log(
+        f'step {step} is skipped: its gradient is not finite or a spike'
+      )
+    if bad is not None:
+      step, why = bad
+      stream, slots = loader.slots(step - 1)
+      batches = loader.batches(step - 1)
+      _, batch = next(batches)
+      batches.close()
+      kept = guard.keep_batch(self.workdir, step, why, stream, slots, batch)
+      raise FloatingPointError(
+        f'step {step}, stream {stream}: {why}. The checkpoints before it are '
+        f'kept, and its batch is in {kept}; `pixel-llm replay --workdir '
+        f'{self.workdir} --step {step}` says which examples it was. If it is '
+        "none of them, lower optimizer.learning_rate; loop.on_bad_step 'skip' "
+        'goes on without such steps.'
+      )
+    return [row for row in rows if row[0] not in skipped]
 
   def evaluate(
     self,
     params,
     step: int,
-    writer: metric_writers.MetricWriter | None = None,
+    writer: Any = None,
     progress: evaluate.Progress | None = None,
   ) -> dict[str, evaluate.Result]:
     """Evaluates; scalars and pictures go to TensorBoard."""
     evaluator = evaluate.Evaluator(self.config, self.model, self.mesh)
     results = evaluator.run(params, progress)
-    own = writer or metric_writers.SummaryWriter(self.workdir)
+    own = writer or writers.make(self.config, self.workdir)
     for name, result in results.items():
       own.write_scalars(
         step, {f'eval/{name}/{k}': v for k, v in result.metrics.items()}
@@ -379,7 +444,8 @@ class Trainer:
         f'step {step} {name}: '
         + ', '.join(f'{k} {v:.4f}' for k, v in result.metrics.items())
       )
-    own.flush()
+    if writer is None:
+      own.close()
     return results
 
 
@@ -481,17 +547,30 @@ def _counted(leaves: Iterable[Any]) -> str:
   return f'{len(sizes)} parameters, {sum(sizes):,} numbers'
 
 
-def _line(step: int, steps: int, values: dict[str, float], left: float) -> str:
+def _means(rows: list[Row]) -> dict[str, float]:
+  """The mean of each stream's metrics."""
+  found: dict[str, list[float]] = {}
+  for _, name, metrics in rows:
+    for key, value in metrics.items():
+      if key != 'skipped':
+        found.setdefault(f'{name}/{key}', []).append(value)
+  return {k: float(np.mean(v)) for k, v in found.items()}
+
+
+def _line(step: int, steps: int, values: dict[str, float]) -> str:
   losses = ' '.join(
     f'{k} {v:.3f}'
     for k, v in values.items()
     if k.endswith(('word_loss', 'point_l1'))
   )
-  return (
-    f'step {step}/{steps} {losses} '
-    f'{values["examples_per_second"]:.1f} examples/s, data wait '
-    f'{values["data_wait"]:.0%}, {_clock(left)} left'
-  )
+  line = f'step {step}/{steps} {losses}'
+  if 'examples_per_second' in values:  # else all that was done is compiled
+    left = values['run/seconds_per_step'] * (steps - step)
+    line += (
+      f' {values["examples_per_second"]:.1f} examples/s, data wait '
+      f'{values.get("time/data", 0.0):.0%}, {_clock(left)} left'
+    )
+  return line
 
 
 def _clock(seconds: float) -> str:
