@@ -51,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
   known, rest = parser.parse_known_args(arguments)
   if after and known.runner is None:
     parser.error(f'without --runner, unrecognized: {" ".join(after)}')
-  if rest and known.run not in (train, params, config, show_data):
+  if rest and known.run not in (
+    train,
+    precompute,
+    params,
+    config,
+    show_data,
+  ):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   known.rest, known.runner_options = rest, after
   try:
@@ -238,6 +244,19 @@ def train(args: argparse.Namespace) -> int:
       print(f'pixel-llm train: {e}', file=sys.stderr)
       return _PREEMPTED
   return 0
+
+
+def precompute(args: argparse.Namespace) -> None:
+  """Writes the maps of frozen image encoders, which training then reads."""
+  config = _experiment(args)
+  from pixel_llm.train import loop
+  from pixel_llm.train import precompute as precompute_lib
+
+  loop.prepare_data(config)
+  with _bar('precompute', 'images') as progress:
+    precompute_lib.precompute(
+      config, args.out, args.batch, config.loop.workers, progress=progress
+    )
 
 
 def replay(args: argparse.Namespace) -> None:
@@ -886,6 +905,11 @@ def _parser() -> argparse.ArgumentParser:
   sub = verb('train', train)
   _add_config(sub)
   sub.add_argument('--workdir', required=True)
+
+  sub = verb('precompute', precompute)
+  _add_config(sub)
+  sub.add_argument('--out', required=True, help='folder; data.image_maps')
+  sub.add_argument('--batch', type=_count, default=32, help='images at a time')
 
   sub = verb('replay', replay)
   sub.add_argument('--workdir', required=True)

@@ -266,11 +266,10 @@ class Evaluator:
       for b, (_, questions) in enumerate(part):
         for r, (n, _) in enumerate(questions):
           pick = lambda x, b=b, r=r: x[b, r]
-          fields = dataclasses.asdict(batch)
           regions = {
-            k: pick(v)
-            for k, v in fields.items()
-            if batch_lib.Batch.specs()[k].dims[:2] == ('B', 'R')
+            k: pick(getattr(batch, k))
+            for k, spec in batch_lib.Batch.specs().items()
+            if spec.dims[:2] == ('B', 'R')
           }
           yield (n, jax.tree.map(pick, output), batch_lib.Batch(**regions))
 

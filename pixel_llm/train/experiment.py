@@ -67,6 +67,8 @@ class DataConfig:
     streams: name -> what a step's batch is drawn from.
     image: side of the padded square input, pixels.
     points: P, points a token.
+    image_maps: folder of `pixel-llm precompute`, for streams whose images are
+      not augmented; '' encodes every image at every step.
   """
 
   records: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -83,6 +85,7 @@ class DataConfig:
   streams: dict[str, StreamConfig] = dataclasses.field(default_factory=dict)
   image: int = 384
   points: int = 2
+  image_maps: str = ''
 
   def sizes(self, shape: StreamConfig | EvalTaskConfig) -> batch_lib.BatchSizes:
     """The shape table of a stream or an evaluation task."""

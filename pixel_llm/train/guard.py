@@ -64,7 +64,8 @@ def guarded(
     zero = jnp.zeros((), jnp.int32)
     return GuardState(zero, zero, jnp.zeros(()), inner.init(params))
 
-  def update(grads, state, params=None, *, loss=0.0):
+  def update(updates, state, params=None, *, loss=0.0):
+    grads = updates
     norm = optax.tree.norm(grads)
     bad = ~jnp.isfinite(norm + loss)
     if spike:

@@ -35,6 +35,7 @@ from pixel_llm.train import (
   experiment,
   guard,
   parameters,
+  precompute,
   telemetry,
   writers,
 )
@@ -241,9 +242,12 @@ class Trainer:
 
   def loader(self) -> loader_lib.Loader:
     """The batches of the run, by step."""
+    data, maps = self.config.data, {}
+    if data.image_maps:
+      maps = precompute.open_streams(self.config, self._log)
     streams = {
-      name: loader_lib.Stream(s.mixture, self.config.data.sizes(s), s.rate)
-      for name, s in self.config.data.streams.items()
+      k: loader_lib.Stream(s.mixture, data.sizes(s), s.rate, maps.get(k))
+      for k, s in data.streams.items()
     }
     return loader_lib.Loader(
       streams,
@@ -278,7 +282,7 @@ class Trainer:
     """
     loop = self.config.loop
     meter = telemetry.Meter(
-      self.workdir, self.mesh.devices.flat, self.step_flops, self._began
+      self.workdir, list(self.mesh.devices.flat), self.step_flops, self._began
     )
     with meter('restore'):
       state = self.restore_or_create()
@@ -288,6 +292,8 @@ class Trainer:
       return state
     meter.resume(start)
     loader = self.loader()
+    maps = {k: s.maps for k, s in loader.streams.items() if s.maps}
+    precompute.check_parameters(maps, state.params)
     parts = self.mesh.shape['data'] * loop.microbatches
     for name, stream in loader.streams.items():
       if loop.microbatches < 1 or stream.sizes.batch % parts:

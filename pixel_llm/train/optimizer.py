@@ -355,7 +355,7 @@ def _averaging(decay: float) -> optax.GradientTransformation:
   Source: `tf.train.ExponentialMovingAverage` with `num_updates`.
   """
 
-  def update(updates, state, params=None):
+  def update(updates, state, params: Any = None):
     kept = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
     average = jax.tree.map(
       lambda mean, p: kept * mean + (1 - kept) * p,

@@ -249,7 +249,7 @@ def make(
   config: experiment.ExperimentConfig,
   model: pixel_llm.PixelLLM,
   mask: Any,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
 ) -> Callable[[state_lib.TrainState, batch_lib.Batch], Any]:
   """`train_step` of an experiment: (state, batch) -> (state, metrics)."""
   return functools.partial(
