@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ import numpy as np
 import optax
 from etils import epath
 
-from pixel_llm import batch as batch_lib
 from pixel_llm import files
 
 # Of the mean of gradient norms: about the last fifty steps, and it judges none
@@ -131,27 +130,22 @@ class Judge:
     return passed, None
 
 
-def keep_batch(
-  workdir: str,
-  step: int,
-  why: str,
-  stream: str,
-  slots: Sequence[Any],
-  batch: batch_lib.Batch,
-) -> epath.Path:
-  """Writes a batch into `bad_batches` of the workdir.
+def keep_batch(workdir: str, loader: Any, step: int, why: str) -> epath.Path:
+  """Makes the batch of a step again, and writes it into `bad_batches`.
 
   Args:
     workdir: of the run.
+    loader: its `data.loader.Loader`.
     step: the first is 1.
     why: what is wrong with it.
-    stream: that it is of.
-    slots: the examples of the whole batch, dataclasses; the first process
-      writes them as `step_N.json`.
-    batch: this process's part, NumPy, written as `.npz`.
 
-  Returns: the `.npz`.
+  Returns:
+    This process's part of it, as `.npz`. The first process writes which
+    examples all of it are, too, as `step_N.json`.
   """
+  batches = loader.batches(step - 1)
+  _, batch = next(batches)
+  batches.close()
   index, count = jax.process_index(), jax.process_count()
   folder = epath.Path(workdir) / 'bad_batches'
   path = folder / f'step_{step}-{index}-of-{count}.npz'
@@ -160,6 +154,7 @@ def keep_batch(
   np.savez_compressed(held, allow_pickle=False, **fields)
   files.write(path, held.getvalue())
   if index == 0:
+    stream, slots = loader.slots(step - 1)
     examples = [dataclasses.asdict(slot) for slot in slots]
     values = {'step': step, 'why': why, 'stream': stream, 'examples': examples}
     files.write(folder / f'step_{step}.json', json.dumps(values, indent=1))

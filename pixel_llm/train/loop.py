@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import json
 import os
 import signal
 import sys
@@ -278,7 +277,7 @@ class Trainer:
 
     Raises:
       Preempted: a signal ended it; everything done so far is saved.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: a step is not finite, or a spike.
     """
     loop = self.config.loop
     meter = telemetry.Meter(
@@ -306,7 +305,7 @@ class Trainer:
     batches = loader_lib.on_device(loader.batches(start), batch_sharding)
     step_fn = self.step_fn()
     writer = writers.make(self.config, self.workdir)
-    curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
+    curve = writers.Curve(epath.Path(self.workdir) / 'curves.json', start)
     judge = guard.Judge(
       loop.on_bad_step == 'skip', int(state.opt_state.skipped)
     )
@@ -316,9 +315,8 @@ class Trainer:
         os.path.join(self.workdir, 'profile'), loop.profile, self._log
       ),
     )
-    # Metrics of steps: on the device, looked at, and of steps not taken.
-    rows: list[Row] = []
-    seen: list[Row] = []
+    rows: list[Row] = []  # on the device
+    seen: list[Row] = []  # looked at, not yet logged
     saved, reported = start, 0
     with (
       stop,
@@ -340,9 +338,9 @@ class Trainer:
         saves = step % loop.checkpoint_every == 0 or last
         if logs or saves:
           meter.settle()
-          rows = jax.device_get(rows)
-          seen += self._judge(judge, loader, rows)
-          rows = []
+          with meter('log'):
+            seen += self._judge(judge, loader, jax.device_get(rows))
+            rows = []
         if logs:
           with meter('log'):
             values = _means(seen)
@@ -403,7 +401,7 @@ class Trainer:
     """The rows of steps that were taken.
 
     Raises:
-      FloatingPointError: a step is bad; its batch is kept.
+      FloatingPointError: one is not to be taken; its batch is kept.
     """
     skipped, bad = judge.look([(step, metrics) for step, _, metrics in rows])
     for step in skipped:
@@ -412,17 +410,14 @@ class Trainer:
       )
     if bad is not None:
       step, why = bad
-      stream, slots = loader.slots(step - 1)
-      batches = loader.batches(step - 1)
-      _, batch = next(batches)
-      batches.close()
-      kept = guard.keep_batch(self.workdir, step, why, stream, slots, batch)
+      kept = guard.keep_batch(self.workdir, loader, step, why)
       raise FloatingPointError(
-        f'step {step}, stream {stream}: {why}. The checkpoints before it are '
-        f'kept, and its batch is in {kept}; `pixel-llm replay --workdir '
-        f'{self.workdir} --step {step}` says which examples it was. If it is '
-        "none of them, lower optimizer.learning_rate; loop.on_bad_step 'skip' "
-        'goes on without such steps.'
+        f'step {step}, stream {loader.slots(step - 1)[0]}: {why}. The '
+        f'checkpoints before it are kept, and its batch is in {kept}; '
+        f'`pixel-llm replay --workdir {self.workdir} --step {step}` says which '
+        'examples it was. If it is none of them, lower '
+        "optimizer.learning_rate; loop.on_bad_step 'skip' goes on without such "
+        'steps.'
       )
     return [row for row in rows if row[0] not in skipped]
 
@@ -453,25 +448,6 @@ class Trainer:
     if writer is None:
       own.close()
     return results
-
-
-class Curve:
-  """The logged scalars as JSON, for the report; survives restarts.
-
-  Args:
-    path: the file.
-    start: entries after this step are of a run that was lost; they go.
-  """
-
-  def __init__(self, path: epath.Path, start: int):
-    self._path = path
-    rows = json.loads(path.read_text()) if path.exists() else []
-    self.rows = [r for r in rows if r['step'] <= start]
-
-  def add(self, step: int, values: dict[str, float]) -> None:
-    """Appends and writes, atomically."""
-    self.rows.append({'step': step, **values})
-    files.write(self._path, json.dumps(self.rows))
 
 
 class _Stop:

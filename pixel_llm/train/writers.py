@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where scalars and pictures go: TensorBoard, Weights & Biases, MLflow."""
+"""Where scalars and pictures go: TensorBoard, W&B, MLflow, and our report."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -138,3 +139,22 @@ class _Mlflow:
 
   def close(self) -> None:
     """The run stays open: whoever goes on writes on in it."""
+
+
+class Curve:
+  """The logged scalars as JSON, for the report; survives restarts.
+
+  Args:
+    path: the file.
+    start: entries after this step are of a run that was lost; they go.
+  """
+
+  def __init__(self, path: epath.Path, start: int):
+    self._path = path
+    rows = json.loads(path.read_text()) if path.exists() else []
+    self.rows = [r for r in rows if r['step'] <= start]
+
+  def add(self, step: int, values: dict[str, float]) -> None:
+    """Appends and writes, atomically."""
+    self.rows.append({'step': step, **values})
+    files.write(self._path, json.dumps(self.rows))
