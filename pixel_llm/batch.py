@@ -127,10 +127,15 @@ class Batch:
     'B', 'float32', '0: not every thing of the image is in `objects`'
   )
 
+  # Maps of frozen encoders, `eva` or `sam` [B, h, w, channels], that were made
+  # before and need not be made again; None has all of them made.
+  image_maps: dict[str, Array] | None = None
+
   @classmethod
   def specs(cls) -> dict[str, ArraySpec]:
     """Field name -> its row of the table, in declaration order."""
-    return {f.name: f.metadata['spec'] for f in dataclasses.fields(cls)}
+    fields = dataclasses.fields(cls)
+    return {f.name: f.metadata['spec'] for f in fields if f.metadata}
 
   @classmethod
   def zeros(cls, sizes: BatchSizes) -> Batch:

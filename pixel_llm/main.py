@@ -52,7 +52,14 @@ def main(argv: list[str] | None = None) -> int:
   known, rest = parser.parse_known_args(arguments)
   if after and known.runner is None:
     parser.error(f'without --runner, unrecognized: {" ".join(after)}')
-  if rest and known.run not in (train, params, config, show_data, plan):
+  if rest and known.run not in (
+    train,
+    precompute,
+    params,
+    config,
+    show_data,
+    plan,
+  ):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   known.rest, known.runner_options = rest, after
   try:
@@ -285,6 +292,19 @@ def _member(args: argparse.Namespace, config):
   return cluster.member(place, config, args.workdir, args.start_timeout)
 
 
+def precompute(args: argparse.Namespace) -> None:
+  """Writes the maps of frozen image encoders, which training then reads."""
+  config = _experiment(args)
+  from pixel_llm.train import loop
+  from pixel_llm.train import precompute as precompute_lib
+
+  loop.prepare_data(config)
+  with _bar('precompute', 'images') as progress:
+    precompute_lib.precompute(
+      config, args.out, args.batch, config.loop.workers, progress=progress
+    )
+
+
 def replay(args: argparse.Namespace) -> None:
   """Runs one step of a run once more, and says what each example cost."""
   from pixel_llm.train import experiment, loop
@@ -355,7 +375,7 @@ def plan(args: argparse.Namespace) -> int:
     save=args.save,
   )
   print(plan_lib.to_json(made) if args.json else plan_lib.text(made))
-  return 0 if all(p.fits for p in made.programs) else _FAILED
+  return 0 if all(p.fits for p in made.programs) else exits.FAILED
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -1018,6 +1038,11 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(sub)
   sub.add_argument('--workdir', required=True)
   _add_cluster(sub)
+
+  sub = verb('precompute', precompute)
+  _add_config(sub)
+  sub.add_argument('--out', required=True, help='folder; data.image_maps')
+  sub.add_argument('--batch', type=_count, default=32, help='images at a time')
 
   sub = verb('replay', replay)
   sub.add_argument('--workdir', required=True)

@@ -27,47 +27,17 @@ from flax import linen as nn
 from jax.experimental import serialize_executable, topologies
 
 from pixel_llm import batch as batch_lib
+from pixel_llm import chips, files, hlo, sharding
 from pixel_llm import config as config_lib
-from pixel_llm import files, hlo, sharding
 from pixel_llm.model import pixel_llm
 from pixel_llm.tasks import task as task_lib
-from pixel_llm.train import experiment, parameters
+from pixel_llm.train import experiment, parameters, telemetry
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
 
 _GIB = 2**30
 _PARTS = ('eva', 'sam', 'extractor', 't5', 'regression', 'region', 'mask')
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """What is published of a chip.
-
-  Source: Google Cloud's documentation of each TPU, "System architecture".
-
-  Attributes:
-    hbm: bytes of memory.
-    flops: peak a second in bfloat16.
-    bandwidth: bytes a second to and from the memory.
-    links: bytes a second that it sends to other chips on all its links, half
-      of the bidirectional number.
-    dimensions: of the torus.
-  """
-
-  hbm: float
-  flops: float
-  bandwidth: float
-  links: float
-  dimensions: int
-
-
-CHIPS = {
-  'v4': Chip(32 * _GIB, 275e12, 1228e9, 300e9, 3),
-  'v5e': Chip(16 * _GIB, 197e12, 819e9, 200e9, 2),
-  'v5p': Chip(95 * _GIB, 459e12, 2765e9, 600e9, 3),
-  'v6e': Chip(32 * _GIB, 918e12, 1638e9, 400e9, 2),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +148,7 @@ def make(
   """
   devices = topology_devices(topology)
   mesh = sharding.make_mesh(config.mesh, devices)
-  chip = CHIPS.get(topology.split(':')[0])
+  chip = chips.CHIPS.get(topology.split(':')[0])
   executables: dict[str, Any] = {}
   programs = []
   for name, lower, classes, flops in _programs(
@@ -255,10 +225,10 @@ def topology_devices(topology: str) -> list:
     ValueError: there is no such, or libtpu is missing.
   """
   kind, _, grid = topology.partition(':')
-  known = ', '.join(CHIPS)
+  known = ', '.join(chips.CHIPS)
   if kind == 'cpu' and grid.isdigit() and int(grid):
     return _cpus(int(grid))
-  chip = CHIPS.get(kind)
+  chip = chips.CHIPS.get(kind)
   if chip is None or not re.fullmatch(r'\d+(x\d+)+', grid):
     raise ValueError(
       f'--topology {topology}: expected KIND:GRID with a kind among {known} '
@@ -346,12 +316,15 @@ def _programs(
       return jax.jit(function, **jit).lower(*args)
 
   def count(function, *args):
-    return model_flops(function, *args) / mesh.size
+    return chips.model_flops(jax.make_jaxpr(function)(*args)) / mesh.size
 
   # As `train.loop.Trainer.train` compiles it.
   step = step_lib.make(config, model, mask, optimizer)
   plain = step_lib.make(
-    config, pixel_llm.PixelLLM(_without_remat(config.model)), mask, optimizer
+    config,
+    pixel_llm.PixelLLM(telemetry.without_remat(config.model)),
+    mask,
+    optimizer,
   )
   for name, stream in config.data.streams.items() if train else ():
     given = batch(f'data.streams.{name}', stream)
@@ -401,15 +374,6 @@ def _programs(
       )
 
 
-def _without_remat(model: pixel_llm.ModelConfig) -> pixel_llm.ModelConfig:
-  parts = {
-    name: dataclasses.replace(part, remat='none')
-    for name in _PARTS
-    if hasattr(part := getattr(model, name), 'remat')
-  }
-  return dataclasses.replace(model, **parts)
-
-
 def _bytes(tree: Any) -> int:
   """That a device holds of a tree of `ShapeDtypeStruct`s with shardings."""
   return sum(
@@ -418,47 +382,12 @@ def _bytes(tree: Any) -> int:
   )
 
 
-def model_flops(function: Callable, *args: Any) -> float:
-  """FLOPs of the products and convolutions of a function, all devices'.
-
-  Fused kernels count as what they compute without fusing; a loop whose end
-  depends on data counts once.
-  """
-  return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _jaxpr_flops(jaxpr: Any) -> float:
-  total = 0.0
-  for eqn in jaxpr.eqns:
-    name, params = eqn.primitive.name, eqn.params
-    if name == 'dot_general':
-      (summed, _), _ = params['dimension_numbers']
-      left = eqn.invars[0].aval.shape
-      size = math.prod(left[i] for i in summed)
-      total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * size
-    elif name == 'conv_general_dilated':
-      kernel = eqn.invars[1].aval.shape
-      out = params['dimension_numbers'].rhs_spec[0]
-      size = math.prod(kernel) / kernel[out]
-      total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * size
-    elif name == 'cond':
-      total += max(_jaxpr_flops(b.jaxpr) for b in params['branches'])
-    elif name != 'pallas_call':
-      inner = sum(
-        _jaxpr_flops(getattr(p, 'jaxpr', p))
-        for p in params.values()
-        if hasattr(getattr(p, 'jaxpr', p), 'eqns')
-      )
-      total += inner * params.get('length', 1) if name == 'scan' else inner
-  return total
-
-
 def _compile(
   name: str,
   lower: Callable,
   classes: dict[str, int],
   flops: float,
-  chip: Chip | None,
+  chip: chips.Chip | None,
   config: experiment.ExperimentConfig,
   mesh: jax.sharding.Mesh,
 ) -> tuple[Program, Any]:

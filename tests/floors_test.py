@@ -15,6 +15,7 @@ FLOOR_0 = {
   'alignment',
   'augmentation',
   'batch',
+  'chips',
   'config',
   'example',
   'exits',
@@ -64,6 +65,7 @@ MAY_TENSORFLOW = {
   'data/datasets.py',
   'data/sources/tfds.py',
   'train/loop.py',
+  'train/writers.py',
   'savedmodel.py',
 }
 FILES = sorted(PACKAGE.rglob('*.py'))

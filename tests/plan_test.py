@@ -86,13 +86,6 @@ def test_a_device_does_its_share_of_the_network(trained):
   assert total == pytest.approx(program.memory.trainable, rel=0.05)
 
 
-def test_remat_is_not_work_of_the_network(trained):
-  model = dataclasses.replace(
-    CONFIG.model, t5=dataclasses.replace(CONFIG.model.t5, remat='full')
-  )
-  assert plan._without_remat(model) == CONFIG.model
-
-
 def test_text_and_json_say_the_same(trained):
   made = trained[0]
   values = json.loads(plan.to_json(made))

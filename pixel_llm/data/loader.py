@@ -28,7 +28,7 @@ import seqio
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
 from pixel_llm import image as image_lib
-from pixel_llm.data import order, registry
+from pixel_llm.data import image_maps, order, registry
 from pixel_llm.tasks import task as task_lib
 
 # Batches that are made while one is used, and as many that wait on the device.
@@ -43,11 +43,13 @@ class Stream:
     mixture: name of a SeqIO mixture or task.
     sizes: the shape table; `batch` is the global batch.
     rate: share of the steps, relative to the other streams.
+    maps: by task, those of its images that were made before; None for none.
   """
 
   mixture: str
   sizes: batch_lib.BatchSizes
   rate: float = 1.0
+  maps: Mapping[str, image_maps.ImageMaps] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Loader:
           f'stream {name}: batch {stream.sizes.batch} does not divide by '
           f'{process[1]} hosts.'
         )
-      self._schedules[name] = order.Schedule(_rates(stream.mixture))
+      self._schedules[name] = order.Schedule(rates(stream.mixture))
       for task in self._schedules[name].names:
         self._entries[task] = entry = registry.task_of(task)
         self._counts[task] = len(entry.sequence.rows(split))
@@ -178,7 +180,7 @@ class Loader:
     """Has a step's batch made: its stream, its arrays, and who fills them."""
     name = self.steps.member(step)
     slots = self._slots(name, self.steps.count(name, step), self._process)
-    sizes = self.streams[name].sizes
+    stream, sizes = self.streams[name], self.streams[name].sizes
     # All of a canvas is written, and most of a batch is canvas.
     values = {
       field: (np.empty if field == 'image' else np.zeros)(
@@ -186,25 +188,32 @@ class Loader:
       )
       for field, spec in batch_lib.Batch.specs().items()
     }
+    maps = None
+    if stream.maps is not None:
+      maps = next(iter(stream.maps.values())).zeros(len(slots))
     rows = [
-      pool.submit(self._fill, values, i, slot, sizes)
+      pool.submit(self._fill, values, maps, i, slot, stream)
       for i, slot in enumerate(slots)
     ]
-    return name, values, rows
+    return name, {**values, 'image_maps': maps}, rows
 
   def _fill(
     self,
     values: dict[str, np.ndarray],
+    maps: dict[str, np.ndarray] | None,
     row: int,
     slot: Slot,
-    sizes: batch_lib.BatchSizes,
+    stream: Stream,
   ) -> None:
     """One place of a batch."""
     entry = self._entries[slot.task]
     place = {name: value[row, ...] for name, value in values.items()}
     try:
       example = entry.sequence.example(self._split, slot.index)
-      entry.training_features(example, sizes, slot.seed, place)
+      entry.training_features(example, stream.sizes, slot.seed, place)
+      if maps is not None and stream.maps is not None:
+        out = {name: value[row] for name, value in maps.items()}
+        stream.maps[slot.task].read(slot.index, out)
     except (example_lib.DamagedError, image_lib.ImageError) as e:
       task_lib.clear(place)
       with self._lock:
@@ -213,7 +222,7 @@ class Loader:
           raise
 
 
-def _rates(mixture: str) -> dict[str, float]:
+def rates(mixture: str) -> dict[str, float]:
   """Task name -> rate; a task is a mixture of itself."""
   try:
     provider = seqio.get_mixture_or_task(mixture)

@@ -185,7 +185,11 @@ class PixelLLM(nn.Module):
     return self.join(self.encode_maps(image, image_size, deterministic))
 
   def encode_maps(
-    self, image: Array, image_size: Array, deterministic: bool = True
+    self,
+    image: Array,
+    image_size: Array,
+    deterministic: bool = True,
+    given: dict[str, Array] | None = None,
   ) -> dict[str, Array]:
     """Features of each encoder, on its own grid.
 
@@ -193,16 +197,17 @@ class PixelLLM(nn.Module):
       image: [B, H, W, 3] uint8, padded bottom and right.
       image_size: [B, 2] int32 valid (height, width), pixels.
       deterministic: no drop path.
+      given: those that are there already, `Batch.image_maps`.
 
     Returns:
       `eva` and `sam`, each [B, h, w, channels] if the encoder is there.
     """
     c = self.config
-    maps = {}
-    if c.eva is not None and self.eva is not None:
+    maps = dict(given or {})
+    if c.eva is not None and self.eva is not None and 'eva' not in maps:
       pixels = normalize(image, image_size, c.eva.mean, c.eva.std)
       maps['eva'] = self.eva(pixels, deterministic)
-    if c.sam is not None and self.sam is not None:
+    if c.sam is not None and self.sam is not None and 'sam' not in maps:
       pixels = normalize(image, image_size, c.sam.mean, c.sam.std)
       maps['sam'] = self.sam(pixels, deterministic)
     return maps
@@ -444,7 +449,9 @@ class PixelLLM(nn.Module):
     """
     canvas = batch.image.shape[1:3]
     if features is None:
-      maps = self.encode_maps(batch.image, batch.image_size, deterministic)
+      maps = self.encode_maps(
+        batch.image, batch.image_size, deterministic, batch.image_maps
+      )
       features, sam_features = self.join(maps), maps.get('sam')
     visual, visual_valid = self.embed_regions(
       features, batch.prompt_boxes, batch.image_size, canvas, _points(batch)

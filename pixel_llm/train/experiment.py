@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -67,6 +67,8 @@ class DataConfig:
     streams: name -> what a step's batch is drawn from.
     image: side of the padded square input, pixels.
     points: P, points a token.
+    image_maps: folder of `pixel-llm precompute`, for streams whose images are
+      not augmented; '' encodes every image at every step.
   """
 
   records: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -83,6 +85,7 @@ class DataConfig:
   streams: dict[str, StreamConfig] = dataclasses.field(default_factory=dict)
   image: int = 384
   points: int = 2
+  image_maps: str = ''
 
   def sizes(self, shape: StreamConfig | EvalTaskConfig) -> batch_lib.BatchSizes:
     """The shape table of a stream or an evaluation task."""
@@ -190,6 +193,18 @@ class LoopConfig:
       after which all processes write their stacks and end; 0 waits forever.
     heartbeat_seconds: after which a process of a cluster that says nothing is
       dead, and the others end.
+    writers: where scalars and pictures go, any of 'tensorboard', 'wandb',
+      'mlflow'; `pip install` the last two.
+    profile: first and last step to trace into `profile` of the workdir; None
+      traces five steps when a process gets SIGUSR1.
+    compile_cache: folder for compiled programs, which a restart does not
+      compile again; below the workdir unless absolute, '' is none. Processes
+      share it: the first writes, all read.
+    on_bad_step: 'stop' ends the run at a step that is not finite or a spike,
+      and keeps its batch in `bad_batches`; 'skip' leaves its update out, counts
+      and logs it, and stops after ten in a row.
+    spike: a step whose gradient's norm is more than so many times the mean of
+      about the last fifty is bad, too; 0 bounds nothing.
   """
 
   steps: int = 10_000
@@ -201,6 +216,22 @@ class LoopConfig:
   max_damaged: int = 100
   stall_seconds: int = 1800
   heartbeat_seconds: int = 100
+  writers: tuple[Literal['tensorboard', 'wandb', 'mlflow'], ...] = (
+    'tensorboard',
+  )
+  profile: tuple[int, int] | None = None
+  compile_cache: str = 'compile_cache'
+  on_bad_step: Literal['stop', 'skip'] = 'stop'
+  spike: float = 0.0
+
+  def __post_init__(self):
+    if self.spike and self.spike <= 1:
+      raise ValueError(f'spike: expected 0 or > 1, got {self.spike}.')
+    first, last = self.profile or (1, 1)
+    if not 1 <= first <= last:
+      raise ValueError(
+        f'profile: expected 1 <= first <= last step, got {self.profile}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
-import json
 import os
 import sys
 import time
@@ -15,13 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import metric_writers
 from etils import epath
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
+from pixel_llm import chips, files, pictures, sharding
 from pixel_llm import config as config_lib
-from pixel_llm import files, pictures, sharding
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import initialization
 from pixel_llm.checkpoints import manager as manager_lib
@@ -33,14 +32,20 @@ from pixel_llm.train import (
   cluster,
   evaluate,
   experiment,
+  guard,
   parameters,
+  precompute,
   results,
+  telemetry,
+  writers,
 )
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
 
 Log = Callable[[str], None]
+# (step, stream, metrics).
+Row = tuple[int, str, dict[str, Any]]
 # (step, steps) after every step.
 Progress = Callable[[int, int], None]
 
@@ -73,6 +78,7 @@ class Trainer:
     log: Log = print,
     devices: list | None = None,
   ):
+    self._began = time.time()
     self._first = jax.process_index() == 0
     self._log = log if self._first else lambda line: None
     self.config, self.workdir = config, workdir
@@ -85,7 +91,11 @@ class Trainer:
     abstract = nn.unbox(jax.eval_shape(self._init, jax.random.key(0)))
     self._mask = optimizer_lib.trainable_mask(config.optimizer, abstract)
     self._optimizer = optimizer_lib.make(
-      config.optimizer, config.loop.steps, abstract
+      config.optimizer,
+      config.loop.steps,
+      abstract,
+      withhold=config.loop.on_bad_step == 'skip' or config.loop.spike > 0,
+      spike=config.loop.spike,
     )
     self._schedule = optimizer_lib.schedule(config.optimizer, config.loop.steps)
     # Before anything is written, so that the workdir may have another config.
@@ -95,6 +105,7 @@ class Trainer:
     if self._first:
       experiment.save(config, workdir)
     keep_vocabulary(self.vocabulary, workdir)
+    telemetry.keep_compiled(config.loop.compile_cache, workdir)
     self.checkpoints = manager_lib.CheckpointManager(
       epath.Path(workdir) / 'checkpoints', config.checkpoint
     )
@@ -210,7 +221,8 @@ class Trainer:
         f'has {self.vocabulary.digest}.'
       )
     self._log(f'resuming at step {step}')
-    return self.checkpoints.restore(self._abstract(), step)
+    restored = self.checkpoints.restore(self._abstract(), step)
+    return optimizer_lib.swap_average(restored)
 
   def restore_params(self) -> tuple[int, Any]:
     """(step, parameters on the mesh) of the newest checkpoint."""
@@ -226,6 +238,9 @@ class Trainer:
     last: bool = False,
   ) -> None:
     """A checkpoint of `state`; the data position is the step itself.
+
+    With `optimizer.ema` its parameters are their mean, for all who read nothing
+    else, and those of the step are kept with the optimizer.
 
     A save that fails is logged, and training goes on to the next one. It is
     known to have failed at the latest when the next one starts.
@@ -248,6 +263,7 @@ class Trainer:
     }
     if metrics is not None:
       metadata['metrics'] = metrics
+    state = optimizer_lib.swap_average(state)
     try:
       if self.checkpoints.wait():
         self._failed_saves = []
@@ -280,9 +296,12 @@ class Trainer:
 
   def loader(self) -> loader_lib.Loader:
     """The batches of the run, by step."""
+    data, maps = self.config.data, {}
+    if data.image_maps:
+      maps = precompute.open_streams(self.config, self._log)
     streams = {
-      name: loader_lib.Stream(s.mixture, self.config.data.sizes(s), s.rate)
-      for name, s in self.config.data.streams.items()
+      k: loader_lib.Stream(s.mixture, data.sizes(s), s.rate, maps.get(k))
+      for k, s in data.streams.items()
     }
     return loader_lib.Loader(
       streams,
@@ -301,11 +320,6 @@ class Trainer:
     """Where steps run: mesh and rules, as a context."""
     return sharding.placed(self.mesh, self.config.mesh)
 
-  def _writer(self) -> metric_writers.MetricWriter:
-    if not self._first:
-      return metric_writers.MultiWriter([])
-    return metric_writers.SummaryWriter(self.workdir)
-
   def train(
     self,
     progress: Progress | None = None,
@@ -321,15 +335,22 @@ class Trainer:
 
     Raises:
       Preempted: a signal ended it; everything done so far is saved.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: a step is not finite, or a spike.
     """
     loop = self.config.loop
-    state = self.restore_or_create()
+    meter = telemetry.Meter(
+      self.workdir, list(self.mesh.devices.flat), self.step_flops, self._began
+    )
+    with meter('restore'):
+      state = self.restore_or_create()
     start = int(state.step)
     if start >= loop.steps:
       self._log(f'training is complete: step {start} of {loop.steps}')
       return state
+    meter.resume(start)
     loader = self.loader()
+    maps = {k: s.maps for k, s in loader.streams.items() if s.maps}
+    precompute.check_parameters(maps, state.params)
     parts = self.mesh.shape['data'] * loop.microbatches
     for name, stream in loader.streams.items():
       if loop.microbatches < 1 or stream.sizes.batch % parts:
@@ -341,79 +362,89 @@ class Trainer:
     batch_sharding = sharding.batch_sharding(self.mesh)
     batches = loader_lib.on_device(loader.batches(start), batch_sharding)
     step_fn = self.step_fn()
-    writer = self._writer()
-    curve = Curve(epath.Path(self.workdir) / 'curves.json', start)
+    writer = writers.make(self.config, self.workdir)
+    curve = writers.Curve(epath.Path(self.workdir) / 'curves.json', start)
+    judge = guard.Judge(
+      loop.on_bad_step == 'skip', int(state.opt_state.skipped)
+    )
     stop = cluster.Stop()
-    alive = watchdog.alive if watchdog else None
-    pending: dict[str, list[tuple[int, Any]]] = {}
-    waited, saved, reported = 0.0, start, 0
-    interval_began, examples, logged = time.time(), 0, start
+    profiler = telemetry.Profiler(
+      os.path.join(self.workdir, 'profile'), loop.profile, self._log
+    )
+
+    def evaluated():
+      with meter('eval'):
+        return self.evaluate(
+          optimizer_lib.swap_average(state).params,
+          step,
+          writer,
+          watchdog.alive if watchdog else None,
+        )
+
+    rows: list[Row] = []  # on the device
+    seen: list[Row] = []  # looked at, not yet logged
+    saved, reported = start, 0
     with (
       stop,
+      profiler,
       contextlib.closing(batches),
       self.placed(),
     ):
       for step in range(start + 1, loop.steps + 1):
-        before = time.time()
-        name, batch = next(batches)
-        waited += time.time() - before
-        examples += batch.image.shape[0]
-        state, metrics = step_fn(state, batch)
+        with meter('data'):
+          name, batch = next(batches)
+        profiler.begin(step)
+        state, metrics = meter.step(name, step_fn, state, batch)
+        profiler.end(step, metrics)
         if watchdog:
           watchdog.begun(step, metrics['loss'])
-        for key, value in metrics.items():
-          pending.setdefault(f'{name}/{key}', []).append((step, value))
-        stopping = stop.at(step)
-        last = step == loop.steps or stopping
+        rows.append((step, name, metrics))
+        last = stop.at(step) or step == loop.steps
         if progress:
           progress(step, loop.steps)
-        if step % loop.log_every == 0 or last:
-          found = jax.device_get(pending)
-          pending.clear()
-          values = {
-            k: float(np.mean([x for _, x in pairs]))
-            for k, pairs in found.items()
-          }
-          seconds = time.time() - interval_began
-          values['learning_rate'] = float(self._schedule(step - 1))
-          values['examples_per_second'] = examples / seconds
-          values['data_wait'] = waited / seconds
-          damaged = loader.damaged
-          values['damaged_examples'] = float(
-            cluster.total('damaged', len(damaged))
-          )
-          for message in damaged[reported:]:
-            self._say(f'passed over: {message}')
-          reported = len(damaged)
-          # At the last interval's pace: the first steps compile.
-          left = seconds / (step - logged) * (loop.steps - step)
-          waited, interval_began, examples = 0.0, time.time(), 0
-          logged = step
-          self._check_finite(found)
-          writer.write_scalars(step, values)
-          if self._first:
+        logs = step % loop.log_every == 0 or last
+        saves = step % loop.checkpoint_every == 0 or last
+        if logs or saves:
+          meter.settle()
+          with meter('log'):
+            seen += self._judge(judge, loader, jax.device_get(rows))
+            rows = []
+        if logs:
+          with meter('log'):
+            values = _means(seen)
+            # Skipped steps do not move the schedule.
+            taken = step - 1 - judge.skipped
+            values['learning_rate'] = float(self._schedule(taken))
+            values['skipped'] = float(judge.skipped)
+            damaged = loader.damaged
+            values['damaged_examples'] = float(
+              cluster.total('damaged', len(damaged))
+            )
+            for message in damaged[reported:]:
+              self._say(f'passed over: {message}')
+            reported = len(damaged)
+            for at, _, metrics in seen:
+              writer.write_scalars(at, {'grad_norm': metrics['grad_norm']})
+            seen = []
+          values |= meter.interval()
+          with meter('log'):
+            writer.write_scalars(step, values)
             curve.add(step, values)
-          self._log(_line(step, loop.steps, values, left))
+            self._log(_line(step, loop.steps, values))
         due = loop.eval_every and step % loop.eval_every == 0
-        metrics = None
+        scores = None
         # Saved first, a step is safe while it is evaluated; but what is best
         # is known only after.
         if due and self.config.checkpoint.keep_best and not stop.asked:
-          before = time.time()
-          metrics = results.flat_metrics(
-            self.evaluate(state.params, step, writer, alive)
-          )
-          self._check_metric(metrics)
-          interval_began += time.time() - before
-        last = bool(last or stop.asked)
-        if step % loop.checkpoint_every == 0 or last:
-          self.save(step, state, metrics, last)
+          scores = results.flat_metrics(evaluated())
+          self._check_metric(scores)
+        if saves:
+          with meter('save'):
+            self.save(step, state, scores, last)
           saved = step
-        if due and metrics is None and not last:
-          before = time.time()
-          self.evaluate(state.params, step, writer, alive)
-          # Not of the steps: neither their pace nor their wait for data.
-          interval_began += time.time() - before
+          meter.saved(step)
+        if due and scores is None and not last:
+          evaluated()
         if last:
           break
     writer.close()
@@ -440,33 +471,57 @@ class Trainer:
         f'{", ".join(sorted(metrics))}.'
       )
 
-  def _check_finite(self, found: dict[str, list[tuple[int, Any]]]) -> None:
-    """Raises FloatingPointError at the first step that had NaN or infinity."""
-    bad: dict[int, list[str]] = {}
-    for name, pairs in found.items():
-      for step, value in pairs:
-        if not np.isfinite(value):
-          bad.setdefault(step, []).append(name)
-    if bad:
-      step = min(bad)
-      raise FloatingPointError(
-        f'step {step}: {", ".join(bad[step])} not finite. The checkpoints '
-        f'before it are kept; `pixel-llm replay --workdir {self.workdir} '
-        f'--step {step}` says which examples it was. If it is none of them, '
-        'lower optimizer.learning_rate.'
+  def step_flops(self, step_fn, state, batch) -> float:
+    """FLOPs of a step, all devices'; none of what is only done again."""
+    config = dataclasses.replace(
+      self.config,
+      model=telemetry.without_remat(self.config.model),
+      loop=dataclasses.replace(self.config.loop, microbatches=1),
+    )
+    if config != self.config:
+      model = pixel_llm.PixelLLM(config.model)
+      step_fn = jax.jit(
+        step_lib.make(config, model, self._mask, self._optimizer)
       )
+    return chips.model_flops(step_fn.trace(state, batch).jaxpr)
+
+  def _judge(
+    self, judge: guard.Judge, loader: loader_lib.Loader, rows: list[Row]
+  ) -> list[Row]:
+    """The rows of steps that were taken.
+
+    Raises:
+      FloatingPointError: one is not to be taken; its batch is kept.
+    """
+    skipped, bad = judge.look([(step, metrics) for step, _, metrics in rows])
+    for step in skipped:
+      self._log(
+        f'step {step} is skipped: its gradient is not finite or a spike'
+      )
+    if bad is not None:
+      step, why = bad
+      kept = guard.keep_batch(self.workdir, loader, step, why)
+      raise FloatingPointError(
+        f'step {step}, stream {loader.slots(step - 1)[0]}: {why}. The '
+        f'checkpoints before it are kept, and its batch is in {kept}; '
+        f'`pixel-llm replay --workdir {self.workdir} --step {step}` says which '
+        'examples it was. If it is none of them, lower '
+        "optimizer.learning_rate; loop.on_bad_step 'skip' goes on without such "
+        'steps.'
+      )
+    return [row for row in rows if row[0] not in skipped]
 
   def evaluate(
     self,
     params,
     step: int,
-    writer: metric_writers.MetricWriter | None = None,
+    writer: Any = None,
     progress: evaluate.Progress | None = None,
   ) -> dict[str, evaluate.Result]:
     """Evaluates; scalars and pictures go to TensorBoard."""
     evaluator = evaluate.Evaluator(self.config, self.model, self.mesh)
     found = evaluator.run(params, progress)
-    own = writer or self._writer()
+    own = writer or writers.make(self.config, self.workdir)
     for name, result in found.items():
       own.write_scalars(
         step, {f'eval/{name}/{k}': v for k, v in result.metrics.items()}
@@ -480,27 +535,9 @@ class Trainer:
         f'step {step} {name}: '
         + ', '.join(f'{k} {v:.4f}' for k, v in result.metrics.items())
       )
-    own.flush()
+    if writer is None:
+      own.close()
     return found
-
-
-class Curve:
-  """The logged scalars as JSON, for the report; survives restarts.
-
-  Args:
-    path: the file.
-    start: entries after this step are of a run that was lost; they go.
-  """
-
-  def __init__(self, path: epath.Path, start: int):
-    self._path = path
-    rows = json.loads(path.read_text()) if path.exists() else []
-    self.rows = [r for r in rows if r['step'] <= start]
-
-  def add(self, step: int, values: dict[str, float]) -> None:
-    """Appends and writes, atomically."""
-    self.rows.append({'step': step, **values})
-    files.write(self._path, json.dumps(self.rows))
 
 
 def _check_best(config: experiment.ExperimentConfig) -> None:
@@ -579,17 +616,30 @@ def _counted(leaves: Iterable[Any]) -> str:
   return f'{len(sizes)} parameters, {sum(sizes):,} numbers'
 
 
-def _line(step: int, steps: int, values: dict[str, float], left: float) -> str:
+def _means(rows: list[Row]) -> dict[str, float]:
+  """The mean of each stream's metrics."""
+  found: dict[str, list[float]] = {}
+  for _, name, metrics in rows:
+    for key, value in metrics.items():
+      if key != 'skipped':
+        found.setdefault(f'{name}/{key}', []).append(value)
+  return {k: float(np.mean(v)) for k, v in found.items()}
+
+
+def _line(step: int, steps: int, values: dict[str, float]) -> str:
   losses = ' '.join(
     f'{k} {v:.3f}'
     for k, v in values.items()
     if k.endswith(('word_loss', 'point_l1'))
   )
-  return (
-    f'step {step}/{steps} {losses} '
-    f'{values["examples_per_second"]:.1f} examples/s, data wait '
-    f'{values["data_wait"]:.0%}, {_clock(left)} left'
-  )
+  line = f'step {step}/{steps} {losses}'
+  if 'examples_per_second' in values:  # else all that was done is compiled
+    left = values['run/seconds_per_step'] * (steps - step)
+    line += (
+      f' {values["examples_per_second"]:.1f} examples/s, data wait '
+      f'{values.get("time/data", 0.0):.0%}, {_clock(left)} left'
+    )
+  return line
 
 
 def _clock(seconds: float) -> str:

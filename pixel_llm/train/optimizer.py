@@ -14,7 +14,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from flax.core import meta
 from optax import contrib
 
 from pixel_llm import config as config_lib
+from pixel_llm.train import guard
+from pixel_llm.train import state as state_lib
 
 # How many known paths an error about a regex lists.
 _LISTED = 20
@@ -146,6 +148,9 @@ class OptimizerConfig:
     muon: updates matrices in AdamW's place; None is AdamW alone.
     adafactor: takes AdamW's place; None is AdamW.
     layer_decay: of the learning rate downwards; None is none.
+    ema: decay of the mean of trained parameters that evaluation, export and
+      prediction take in their place; 0 is none. At step t it is at most
+      (1 + t) / (10 + t).
   """
 
   learning_rate: float = 1e-3
@@ -168,6 +173,7 @@ class OptimizerConfig:
   muon: MuonConfig | None = None
   adafactor: AdafactorConfig | None = None
   layer_decay: LayerDecayConfig | None = None
+  ema: float = 0.0
 
   def __post_init__(self):
     if self.muon is not None and self.adafactor is not None:
@@ -186,6 +192,7 @@ class OptimizerConfig:
         self.clip_norm is None or self.clip_norm > 0,
         '> 0, or None for no clipping',
       ),
+      ('ema', 0 <= self.ema < 1, 'in [0, 1)'),
     )
     _check_regexes(
       ('no_decay', self.no_decay),
@@ -241,9 +248,13 @@ def schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
 
 
 def make(
-  config: OptimizerConfig, steps: int, params: Any
-) -> optax.GradientTransformation:
-  """The optimizer of the trainable part of `params`.
+  config: OptimizerConfig,
+  steps: int,
+  params: Any,
+  withhold: bool = False,
+  spike: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of the trainable part of `params`, in a `guard`.
 
   Clipping sees the trainable gradients only. Multipliers scale the whole
   update, weight decay included, as a learning rate of its own would.
@@ -252,6 +263,8 @@ def make(
     config: the numbers.
     steps: of the whole training.
     params: the full tree, abstract or not; read for its paths only.
+    withhold: bad steps change nothing; see `guard.guarded`.
+    spike: what is one.
 
   Returns:
     A transformation over the trainable tree that `state.split` gives.
@@ -319,7 +332,64 @@ def make(
   ]
   if config.clip_norm is not None:
     parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
-  return optax.chain(*parts)
+  if config.ema:
+    parts.append(_averaging(config.ema))
+  return guard.guarded(optax.chain(*parts), withhold, spike)
+
+
+class AverageState(NamedTuple):
+  """The decaying mean of trained parameters.
+
+  Attributes:
+    count: int32 scalar, steps in it.
+    average: tree of the trainable parameters.
+  """
+
+  count: Any
+  average: Any
+
+
+def _averaging(decay: float) -> optax.GradientTransformation:
+  """Follows what the updates make of the parameters; changes no update.
+
+  Source: `tf.train.ExponentialMovingAverage` with `num_updates`.
+  """
+
+  def update(updates, state, params: Any = None):
+    kept = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+    average = jax.tree.map(
+      lambda mean, p: kept * mean + (1 - kept) * p,
+      state.average,
+      optax.apply_updates(params, updates),
+    )
+    return updates, AverageState(state.count + 1, average)
+
+  return optax.GradientTransformation(
+    lambda params: AverageState(
+      jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params)
+    ),
+    update,
+  )
+
+
+def swap_average(state: state_lib.TrainState) -> state_lib.TrainState:
+  """Trained parameters and their mean in each other's place.
+
+  Twice is what it was; without a mean nothing changes.
+  """
+  last = state.opt_state.inner[-1]
+  if not isinstance(last, AverageState):
+    return state
+  mask = jax.tree.map(
+    lambda x: x is not None, last.average, is_leaf=lambda x: x is None
+  )
+  trained, frozen = state_lib.split(state.params, mask)
+  inner = (*state.opt_state.inner[:-1], last._replace(average=trained))
+  return dataclasses.replace(
+    state,
+    params=state_lib.merge(last.average, frozen),
+    opt_state=state.opt_state._replace(inner=inner),
+  )
 
 
 def _adafactor(config: AdafactorConfig) -> optax.GradientTransformation:

@@ -84,7 +84,7 @@ def write_report(
   curves: dict[str, list[tuple[int, float]]] = {}
   for row in rows:
     for name, value in row.items():
-      if name != 'step':
+      if name != 'step' and not name.startswith(('time/', 'run/')):
         curves.setdefault(name, []).append((row['step'], value))
   sections = [
     report.Section(

@@ -205,7 +205,7 @@ def train_step(
   *,
   model: pixel_llm.PixelLLM,
   mask,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   config: experiment.LossConfig,
   rng: jax.Array,
   microbatches: int = 1,
@@ -217,7 +217,7 @@ def train_step(
     batch: this step's.
     model: the network.
     mask: tree of bool, the trainable parameters.
-    optimizer: acts on the trainable ones.
+    optimizer: of `optimizer.make`, acts on the trainable ones.
     config: of the loss.
     rng: the run's key; the step is folded in.
     microbatches: parts of the batch, one at a time in memory.
@@ -235,10 +235,13 @@ def train_step(
     rng=jax.random.fold_in(rng, state.step),
     microbatches=microbatches,
   )
-  updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+  updates, opt_state = optimizer.update(
+    grads, state.opt_state, trainable, loss=metrics['loss']
+  )
   params = state_lib.merge(optax.apply_updates(trainable, updates), frozen)
-  metrics['grad_norm'] = optax.tree.norm(grads)
+  metrics['grad_norm'] = optax.tree.norm(grads)  # before clipping
   state = state_lib.TrainState(state.step + 1, params, opt_state)
+  metrics['skipped'] = state.opt_state.skipped
   return state, metrics
 
 
@@ -246,7 +249,7 @@ def make(
   config: experiment.ExperimentConfig,
   model: pixel_llm.PixelLLM,
   mask: Any,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
 ) -> Callable[[state_lib.TrainState, batch_lib.Batch], Any]:
   """`train_step` of an experiment: (state, batch) -> (state, metrics)."""
   return functools.partial(

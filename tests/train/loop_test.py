@@ -103,6 +103,8 @@ def test_a_line_an_interval_and_curves(finished):
   rows = json.loads((workdir / 'curves.json').read_text())
   assert [r['step'] for r in rows] == [4, 8]
   assert {'narrate/word_loss', 'refer/point_l1'} <= set(rows[0])
+  assert {'narrate/grad_norm', 'time/save', 'run/goodput'} <= set(rows[1])
+  assert rows[1]['skipped'] == 0
   assert list(workdir.glob('events.out.tfevents*'))
 
 
@@ -128,6 +130,40 @@ def test_a_restart_equals_no_interruption_bit_for_bit(
   state = train(config, tmp_path, lines)
   assert 'resuming at step 4' in lines
   assert_equal(state, finished[1])
+
+
+def test_so_it_does_with_a_mean_of_parameters(config, tmp_path, monkeypatch):
+  """Which evaluation gets, and all who read parameters alone."""
+  config = dataclasses.replace(
+    config,
+    optimizer=dataclasses.replace(config.optimizer, ema=0.9),
+    loop=dataclasses.replace(
+      config.loop, on_bad_step='skip', spike=9.0, profile=(2, 3), eval_every=6
+    ),
+  )
+  evaluated = []
+  monkeypatch.setattr(
+    loop.Trainer,
+    'evaluate',
+    lambda _, params, *rest: evaluated.append(jax.device_get(params)),
+  )
+  whole = train(config, tmp_path / 'whole')
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'killed')
+  shutil.rmtree(tmp_path / 'killed' / 'checkpoints' / str(STEPS))
+  lines = []
+  state = train(config, tmp_path / 'killed', lines)
+  assert f'resuming at step {STEPS // 2}' in lines
+  assert_equal(state, whole)
+  assert_equal(*evaluated)
+  mean = optimizer.swap_average(whole).params
+  trainer = make(config, tmp_path / 'whole')
+  with trainer.checkpoints:
+    step, params = trainer.restore_params()
+  assert step == STEPS
+  assert_equal(params, mean)
+  kernel = lambda tree: np.asarray(tree['regression']['out']['kernel'])
+  assert np.any(kernel(mean) != kernel(whole.params))
+  assert list((tmp_path / 'whole' / 'profile').rglob('*.xplane.pb'))
 
 
 def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
@@ -720,9 +756,15 @@ def test_a_step_that_is_not_finite_is_found_and_replayed(
     i for i in range(3) if 4 in [s.index for s in loader.slots(i)[1]]
   )
   number = first + 1
-  said = rf'step {number}: sick/.* not finite.*replay .*--step {number}'
+  said = rf'step {number}, stream sick: .*point_l1.* not finite.*replay'
   with trainer.checkpoints, pytest.raises(FloatingPointError, match=said):
     trainer.train()
+  kept = tmp_path / 'bad_batches'
+  with np.load(kept / f'step_{number}-0-of-1.npz') as batch:
+    assert np.isnan(batch['points']).any() and batch['image'].any()
+  about = json.loads((kept / f'step_{number}.json').read_text())
+  assert 4 in [e['index'] for e in about['examples']]
+  assert 'not finite' in about['why']
   assert (
     main.main(
       ['replay', '--workdir', str(tmp_path), '--step', str(first + 1), '--json']
@@ -736,3 +778,13 @@ def test_a_step_that_is_not_finite_is_found_and_replayed(
   assert all(np.isfinite(w['loss']) and w['index'] != 4 for w in well)
   assert main.main(['replay', '--workdir', str(tmp_path), '--step', '99']) == 1
   assert 'expected 1 to 8, got 99' in capsys.readouterr().err
+  # The same run goes on, if such steps are to be left out.
+  skipping = dataclasses.replace(config.loop, on_bad_step='skip')
+  lines = []
+  state = train(dataclasses.replace(config, loop=skipping), tmp_path, lines)
+  count = sum(4 in [s.index for s in loader.slots(i)[1]] for i in range(STEPS))
+  assert int(state.opt_state.skipped) == count
+  assert sum('skipped' in line for line in lines) == count
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  rows = json.loads((tmp_path / 'curves.json').read_text())
+  assert rows[-1]['skipped'] == count and np.isfinite(rows[-1]['sick/loss'])

@@ -348,3 +348,32 @@ def test_bad_muon_names_its_path():
       config_lib.from_dict(
         optimizer.OptimizerConfig, {'muon': {key: value}}, 'optimizer'
       )
+
+
+def test_the_mean_of_parameters_follows_them_and_swaps_with_them():
+  config = optimizer.OptimizerConfig(
+    learning_rate=0.1, warmup_steps=0, freeze=('^eva/',), ema=0.5
+  )
+  params = tree()
+  mask = optimizer.trainable_mask(config, params)
+  tx = optimizer.make(config, 10, params)
+  trainable, frozen = state_lib.split(params, mask)
+  opt_state = tx.init(trainable)
+  mean = np.asarray(params['t5']['kernel'])
+  for step in range(8):
+    updates, opt_state = jax.jit(tx.update)(trainable, opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    decay = min(0.5, (1 + step) / (10 + step))
+    mean = decay * mean + (1 - decay) * np.asarray(trainable['t5']['kernel'])
+  params = state_lib.merge(trainable, frozen)
+  state = state_lib.TrainState(jnp.int32(8), params, opt_state)
+  swapped = optimizer.swap_average(state)
+  np.testing.assert_allclose(swapped.params['t5']['kernel'], mean, rtol=1e-5)
+  assert np.all(mean > params['t5']['kernel'])
+  np.testing.assert_array_equal(
+    swapped.params['eva']['kernel'], params['eva']['kernel']
+  )
+  again = optimizer.swap_average(swapped)
+  assert jax.tree.structure(again) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state)):
+    np.testing.assert_array_equal(a, b)
