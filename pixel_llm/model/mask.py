@@ -169,7 +169,7 @@ class Upscale(nn.Module):
     )
     kernel = self.param(
       'kernel',
-      nn.with_logical_partitioning(init, ('embed', 'unsharded', 'mlp')),
+      nn.with_logical_partitioning(init, ('embed', 'stack', 'mlp')),
       (x.shape[-1], 4, self.features),
     )
     bias = self.param(

@@ -527,12 +527,12 @@ class QueryDense(nn.Module):
     )
     kernel = self.param(
       'kernel',
-      nn.with_logical_partitioning(init, ('unsharded', 'embed', 'mlp')),
+      nn.with_logical_partitioning(init, ('stack', 'embed', 'mlp')),
       (queries, width, self.features),
     )
     bias = self.param(
       'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros, ('unsharded', 'mlp')),
+      nn.with_logical_partitioning(nn.initializers.zeros, ('stack', 'mlp')),
       (queries, self.features),
     )
     kernel, bias = (jnp.asarray(p, self.dtype) for p in (kernel, bias))
