@@ -25,6 +25,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
   ('relpos_buckets', None),
   ('length', None),
   ('layers', None),
+  ('stack', None),
   ('regions', None),
   ('height', None),
   ('width', None),

@@ -65,7 +65,7 @@ _WRITTEN = re.compile(
   r'0|checkpoint_\d+|config\.json|model\.safetensors|spiece\.model'
 )
 _SAFETENSORS = '.safetensors'
-_EMBEDDING = f'{t5_names.PREFIX}token_embedder/embedding'
+_EMBEDDING = f'{t5_names.PREFIX}{t5_names.EMBEDDING}'
 
 
 def import_weights(
@@ -113,7 +113,7 @@ def import_weights(
   path = files.free(out, source, _WRITTEN, force)
   _, tensors = detection.open_tensors(source)
   if names == 'pixel-llm':
-    given = tensors_lib.part(tensors, 'params/') or dict(tensors)
+    given = tensors_lib.parameters(tensors)
   elif part != 't5':
     if not isinstance(config, pixel_llm.ModelConfig):
       raise ValueError(
@@ -130,7 +130,7 @@ def import_weights(
     if isinstance(config, pixel_llm.ModelConfig):
       config = config.t5
     if names == 't5x':
-      tensors = tensors_lib.part(tensors, 'target/') or tensors
+      tensors = tensors_lib.parameters(tensors)
     else:
       _check_hugging_face(pathlib.Path(source))
     with _about(source):
@@ -185,7 +185,7 @@ def export_weights(
     wanted = f'a {_SAFETENSORS} file' if target == 'safetensors' else 'a folder'
     raise ValueError(f'--out {out}: expected {wanted} for {target}.')
   _, tensors = detection.open_tensors(source)
-  given = tensors_lib.part(tensors, 'params/') or dict(tensors)
+  given = tensors_lib.parameters(tensors)
   config = config or _config_of_run(pathlib.Path(source))
   if target != 'safetensors':
     with _about(source):

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from pixel_llm import config as config_lib
-from pixel_llm.checkpoints import mapping
+from pixel_llm.checkpoints import mapping, t5_names
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import detection
 from pixel_llm.checkpoints.tensors import Tensors
@@ -33,7 +33,8 @@ class SourceConfig:
 
   Attributes:
     path: a file such as `.safetensors`, an Orbax checkpoint of parameters as
-      `pixel-llm import` writes it, or a run's workdir or its checkpoints.
+      `pixel-llm import` writes it, a run's workdir or its checkpoints, or a
+      checkpoint by T5X: of this network, or of a T5 1.1 alone.
     step: of the checkpoints in the folder; None takes the newest.
     take: regexes of the parameters to take; empty takes all.
     leave_out: regexes of those not to take all the same.
@@ -147,7 +148,13 @@ def _opened(key: str, source: SourceConfig) -> dict[str, tensors_lib.Tensor]:
       f'config init.sources.{key}.path: {source.path}: no such file or folder.'
     )
   _, tensors = detection.open_tensors(source.path, source.step)
-  return tensors_lib.part(tensors, 'params/') or tensors
+  tensors = tensors_lib.parameters(tensors)
+  if t5_names.EMBEDDING not in tensors:
+    return tensors
+  tensors, report = mapping.apply(t5_names.T5X, tensors)
+  if report:
+    raise mapping.MappingError(f'init.sources.{key}: {source.path}: {report}')
+  return tensors
 
 
 def _taken(

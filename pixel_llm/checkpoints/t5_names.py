@@ -19,6 +19,8 @@ from pixel_llm.checkpoints.transforms import Stack, Transpose
 
 # Where the whole network has its T5.
 PREFIX = 't5/'
+# T5X's name by which a T5 alone is known: ours is below the prefix.
+EMBEDDING = 'token_embedder/embedding'
 
 _STACKS = '{stack:encoder|decoder}'
 _LAYER = r'{layer:\d+}'
@@ -39,7 +41,7 @@ T5X: Table = (
   *(
     Rule(name, f't5/{name}')
     for name in (
-      'token_embedder/embedding',
+      EMBEDDING,
       f'{_STACKS}/relpos_bias/rel_embedding',
       'encoder/encoder_norm/scale',
       'decoder/decoder_norm/scale',
@@ -140,7 +142,7 @@ def sizes(tensors: Tensors) -> dict[str, int]:
       )
     return tensor.shape
 
-  vocab_size, emb_dim = shape('token_embedder/embedding', 2)
+  vocab_size, emb_dim = shape(EMBEDDING, 2)
   num_heads = shape('encoder/relpos_bias/rel_embedding', 2)[0]
   encoder, _, joined = shape('encoder/layers/attention/query/kernel', 3)
   decoder = shape('decoder/layers/self_attention/query/kernel', 3)[0]

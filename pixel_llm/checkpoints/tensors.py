@@ -112,3 +112,12 @@ def part(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items()
     if name.startswith(prefix)
   }
+
+
+def parameters(tensors: Tensors) -> dict[str, Tensor]:
+  """Those of a train state that are parameters, by the parameters' names.
+
+  Orbax's of ours are under `params/`, T5X's under `target/`; other files hold
+  nothing else.
+  """
+  return part(tensors, 'params/') or part(tensors, 'target/') or dict(tensors)

@@ -377,8 +377,10 @@ def _metric(metric: Callable[[list, list], Mapping[str, float]]) -> Callable:
     flat_targets, flat_predictions = [], []
     for i, (asked, said) in enumerate(zip(targets, predictions, strict=True)):
       for r, target in enumerate(asked):
-        points = aux_values['points'][i][r]
-        box = geometry.answer_box(aux_values['tokens'][i][r], points)
+        # T5X gives lists.
+        points = np.asarray(aux_values['points'][i][r], np.float32)
+        tokens = np.asarray(aux_values['tokens'][i][r])
+        box = geometry.answer_box(tokens, points)
         flat_targets.append(target)
         flat_predictions.append({**said[r], 'points': points[None], 'box': box})
     return metric(flat_targets, flat_predictions)

@@ -175,7 +175,7 @@ class Upscale(nn.Module):
     kernel = param(
       'kernel',
       init,
-      ('embed', 'unsharded', 'mlp'),
+      ('embed', 'stack', 'mlp'),
       (x.shape[-1], 4, self.features),
     )
     bias = param('bias', nn.initializers.zeros, ('mlp',), (self.features,))

@@ -528,9 +528,9 @@ class QueryDense(nn.Module):
       1.0, 'fan_in', 'normal', batch_axis=(0,)
     )
     param = functools.partial(layers.parameter, self, dtype=self.dtype)
-    axes = 'unsharded', 'embed', 'mlp'
+    axes = 'stack', 'embed', 'mlp'
     kernel = param('kernel', init, axes, (queries, width, self.features))
-    axes, shape = ('unsharded', 'mlp'), (queries, self.features)
+    axes, shape = ('stack', 'mlp'), (queries, self.features)
     bias = param('bias', nn.initializers.zeros, axes, shape)
     y = jnp.einsum('brqd,qdo->brqo', jnp.asarray(x, self.dtype), kernel)
     return y + _lift(bias, 4)

@@ -255,7 +255,7 @@ class Group(nn.Module):
         length=windowed,
         unroll=min(c.scan_unroll, windowed),
         # An axis name may stand once in a parameter; 'layers' is the outer.
-        metadata_params={nn.PARTITION_NAME: 'unsharded'},
+        metadata_params={nn.PARTITION_NAME: 'stack'},
       )(c, True, name='window_blocks')(x, None)
     x, _ = block(c, False, name='global_block')(x)
     return x, None

@@ -13,11 +13,12 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pixel_llm import config as config_lib
-from pixel_llm import sharding
+from pixel_llm import sharding, weights
 from pixel_llm.checkpoints import initialization, mapping
 from pixel_llm.checkpoints.formats import orbax, safetensors
 from pixel_llm.checkpoints.initialization import InitConfig, SourceConfig
 from pixel_llm.checkpoints.tensors import TensorFileError, of_array
+from pixel_llm.model import t5
 
 SHAPES = {
   'eva/kernel': (4, 8),
@@ -240,6 +241,35 @@ def test_a_step_of_a_run_or_the_newest(tmp_path):
   path = write(tmp_path / 'x.safetensors', arrays())
   with pytest.raises(TensorFileError, match=r'of step 5, got none'):
     opened(SourceConfig(path, step=5))
+
+
+@pytest.mark.parametrize('kind', ['legacy', 'orbax'])
+def test_a_t5_of_t5x_is_a_source_as_it_is(t5x_tiny, kind):
+  source = SourceConfig(str(t5x_tiny / kind / 'checkpoint_600'))
+  shapes = weights.shapes(
+    t5.T5Config(
+      vocab_size=64,
+      emb_dim=16,
+      num_heads=2,
+      head_dim=8,
+      mlp_dim=32,
+      num_encoder_layers=2,
+      num_decoder_layers=2,
+    )
+  )
+  tree = traverse_util.unflatten_dict(
+    {n: jax.ShapeDtypeStruct(x, np.float32) for n, x in shapes.items()}, sep='/'
+  )
+  taken = opened(source, tree=tree)['s0']
+  assert {name: tensor.shape for name, tensor in taken.items()} == shapes
+
+
+def test_a_tensor_that_no_t5_has_is_told(tmp_path):
+  values = {'token_embedder/embedding': np.ones((4, 2)), 'adapter': np.ones(2)}
+  path = write(tmp_path / 'x.safetensors', values)
+  said = message(SourceConfig(path))
+  assert f'init.sources.s0: {path}: 1 names of the source' in said
+  assert '  adapter' in said
 
 
 def test_a_source_that_is_not_there(tmp_path):
