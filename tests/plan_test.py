@@ -61,7 +61,7 @@ def test_classes_add_up(trained):
   (program,) = trained[0].programs
   memory = program.memory
   batch = tiny.random_batch()
-  names = [f.name for f in dataclasses.fields(batch)]
+  names = list(batch.specs())
   size = lambda names: sum(getattr(batch, n).nbytes for n in names) // 8
   assert memory.batch == size(names)
   # A CPU pads nothing: the rest of the arguments is in the classes.
