@@ -127,9 +127,9 @@ class Batch:
     'B', 'float32', '0: not every thing of the image is in `objects`'
   )
 
-  # Maps of frozen encoders, `eva` or `sam` [B, h, w, channels], that were made
-  # before and need not be made again; None has all of them made.
-  image_maps: dict[str, Array] | None = None
+  # A dict of maps of frozen encoders, `eva` or `sam` [B, h, w, channels], that
+  # were made before and are not made again; None has all of them made.
+  image_maps: Array = None
 
   @classmethod
   def specs(cls) -> dict[str, ArraySpec]:

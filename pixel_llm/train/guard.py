@@ -63,14 +63,13 @@ def guarded(
     zero = jnp.zeros((), jnp.int32)
     return GuardState(zero, zero, jnp.zeros(()), inner.init(params))
 
-  def update(updates, state, params=None, *, loss=0.0):
-    grads = updates
-    norm = optax.tree.norm(grads)
-    bad = ~jnp.isfinite(norm + loss)
+  def update(updates, state, params=None, **given):
+    norm = optax.tree.norm(updates)
+    bad = ~jnp.isfinite(norm + given.get('loss', 0.0))
     if spike:
       mean = state.norm / (1 - _DECAY ** jnp.maximum(state.taken, 1))
       bad |= (state.taken >= _SEEN) & (norm > spike * mean)
-    updates, after = inner.update(grads, state.inner, params)
+    updates, after = inner.update(updates, state.inner, params)
     if withhold:
       updates = jax.tree.map(lambda u: jnp.where(bad, 0, u), updates)
       after = jax.tree.map(

@@ -191,8 +191,9 @@ def open_streams(
       entry = registry.task_of(task)
       folder = f'{config.data.image_maps}/{task}'
       there = pathlib.Path(records.manifest_path(folder, _SPLIT)).exists()
-      if _augmented(entry) or not there:
-        why = 'is augmented' if there else f'has no maps in {folder}'
+      augmented = _augmented(entry)
+      if augmented or not there:
+        why = 'is augmented' if augmented else f'has no maps in {folder}'
         log(f'stream {name} encodes its images at every step: {task} {why}')
         maps = None
         break
