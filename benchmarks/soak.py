@@ -16,6 +16,7 @@ what a start takes; what is compiled is kept on disk.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -94,7 +95,7 @@ def soak(
   progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
   """Runs both; how they differ, in words."""
-  steps = 8 * kills + 16
+  steps = 5 * kills + 16
   began = time.monotonic()
   whole = run(root, 'whole', steps, processes)
   assert whole.wait() == steps
@@ -112,10 +113,10 @@ def soak(
       break
     how = draw.choice(('step', 'step', 'save', 'save', 'start'))
     if how == 'start':
-      time.sleep(draw.uniform(0, 12))
+      time.sleep(draw.uniform(0, 15))
     else:
       # New steps, so that the run comes to its end some time.
-      killed.until(before + draw.randint(1, 8), saving=how == 'save')
+      killed.until(before + draw.randint(1, 6), saving=how == 'save')
       time.sleep(draw.uniform(0, 0.05 if how == 'save' else 0.5))
     count = draw.choice((1, processes))
     reached, saving = killed.step, killed.saving
@@ -125,12 +126,13 @@ def soak(
     lost += max(0, reached - newest)
     log(
       f'kill {done}: {count} of {processes} processes, at '
-      f'{"step " + str(reached) if reached > before else "start"}'
+      f'{f"step {reached}" if reached else "start"}'
       f'{", within a save" if saving else ""}, '
       f'{time.monotonic() - started:.1f} s after the start; newest '
       f'checkpoint: {newest}'
     )
     before = max(before, newest)
+    assert before < steps, 'ended before the last kill'
     progress(done)
   log(
     f'{kills} kills: {time.monotonic() - began:.0f} s, {lost} steps done twice'
@@ -173,21 +175,25 @@ class Run:
   ):
     self.workdir, self._logs = workdir, logs
     self._pids = dict(enumerate(pids))
-    self._began = self.step
+    self._began = time.time()
 
   @property
   def step(self) -> int:
-    """The last one with a loss."""
-    rows = self._rows()
+    """The last one with a loss since this start, else 0."""
+    rows = self._rows() if self._since('curves.json') else []
     return rows[-1]['step'] if rows else 0
 
   @property
   def saving(self) -> bool:
-    """Whether there is a checkpoint that is not complete."""
-    folder = self.workdir / 'checkpoints'
-    return folder.is_dir() and any(
-      'orbax-checkpoint-tmp' in p.name for p in folder.iterdir()
-    )
+    """Whether a save of this start is not complete."""
+    return self._since('checkpoints/*.orbax-checkpoint-tmp*')
+
+  def _since(self, pattern: str) -> bool:
+    for path in self.workdir.glob(pattern):
+      with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mtime > self._began:
+          return True
+    return False
 
   def losses(self) -> list[dict[str, float]]:
     """Of each step."""
