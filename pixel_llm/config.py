@@ -163,10 +163,11 @@ def from_gin(
   """
   try:
     import gin  # pyright: ignore
+    import gin.config as state  # pyright: ignore
   except ImportError as e:
     raise ConfigError("gin: expected `pip install 'pixel-llm[gin]'`.") from e
   gin.clear_config(clear_constants=True)
-  folders = gin.config._LOCATION_PREFIXES
+  folders = state._LOCATION_PREFIXES
   before, silenced = list(folders), logging.root.manager.disable
   logging.disable(logging.ERROR)  # of every place where a file is not
   try:
@@ -181,9 +182,9 @@ def from_gin(
       _by_gin(f'gin file {file}', lambda file=file: gin.parse_config_file(file))
     for binding in bindings:
       _by_gin(f'gin {binding}', lambda text=binding: gin.parse_config(text))
-    _check_scalars(cls, gin.config._CONFIG)
+    _check_scalars(cls, state._CONFIG)
     tree = _by_gin('gin', gin.get_configurable(cls))
-    _check_used(gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)
+    _check_used(state._CONFIG, state._OPERATIVE_CONFIG)
   finally:
     gin.clear_config(clear_constants=True)
     folders[:] = before
