@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scripts of launch/: what they would do; `local.sh` for real."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -310,19 +311,26 @@ def local(tmp_path):
   program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pixel_llm "$@"\n')
   program.chmod(0o755)
 
-  def start(*arguments):
-    return subprocess.Popen(
-      [
-        *(LAUNCH / 'local.sh', '-n', '2', '--port', str(processes.free_port())),
-        *map(str, arguments),
-      ],
-      env={**processes.ENV, 'PIXEL_LLM': str(program)},
-      cwd=processes.ROOT,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
+  started = []
 
-  return start
+  def start(*arguments):
+    command = [LAUNCH / 'local.sh', '-n', 2, '--port', processes.free_port()]
+    started.append(
+      subprocess.Popen(
+        [str(x) for x in (*command, *arguments)],
+        env={**processes.ENV, 'PIXEL_LLM': str(program)},
+        cwd=processes.ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+      )
+    )
+    return started[-1]
+
+  yield start
+  for process in started:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
 
 
 def curve(workdir):

@@ -466,7 +466,7 @@ def _shared(workdir: epath.Path, timeout: float) -> Iterator[str]:
   said = _told(client, key, time.monotonic() + timeout)
   mark, _, there = (said or '').partition(' ')
   # Network file systems take their time.
-  deadline = time.monotonic() + min(timeout, _LINGER_SECONDS)
+  deadline = time.monotonic() + min(timeout / 4, _LINGER_SECONDS)
   while not (found := bool(said) and (workdir / mark).exists()):
     if time.monotonic() > deadline:
       break

@@ -228,7 +228,7 @@ def test_what_differs_is_named_on_all(config_file):
 def test_a_workdir_that_is_not_shared_is_told(config_file):
   port = processes.free_port()
   arguments = [
-    cli(config_file, *processes.flags(2, i, port, 5)) for i in (0, 1)
+    cli(config_file, *processes.flags(2, i, port, 16)) for i in (0, 1)
   ]
   other = config_file.parent / 'other'
   arguments[1][arguments[1].index('--workdir') + 1] = other
