@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if known.debug or not _is_users(e):
       raise
     print(f'pixel-llm {known.verb}: error: {_message(e)}', file=sys.stderr)
-    if type(e).__name__ == 'HungSaveError':
+    if _hangs(e):
       # A thread that the disk does not answer could not be waited for.
       sys.stdout.flush()
       sys.stderr.flush()
@@ -86,6 +86,12 @@ def _is_users(error: Exception) -> bool:
   from pixel_llm.checkpoints import manager
 
   return isinstance(error, manager.CheckpointError)
+
+
+def _hangs(error: Exception) -> bool:
+  """Whether threads are left that the process could wait for at its end."""
+  manager = sys.modules.get('pixel_llm.checkpoints.manager')
+  return manager is not None and isinstance(error, manager.HungSaveError)
 
 
 def _message(error: Exception) -> str:
