@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     if not known.debug and _is_users(e):
       print(f'pixel-llm {known.verb}: error: {message}', file=sys.stderr)
       code = _end(exits.FAILED, message)
-      if type(e).__name__ == 'HungSaveError':
+      if _hangs(e):
         # A thread that the disk does not answer could not be waited for.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -112,6 +112,12 @@ def _is_users(error: Exception) -> bool:
   from pixel_llm.checkpoints import manager
 
   return isinstance(error, manager.CheckpointError)
+
+
+def _hangs(error: Exception) -> bool:
+  """Whether threads are left that the process could wait for at its end."""
+  manager = sys.modules.get('pixel_llm.checkpoints.manager')
+  return manager is not None and isinstance(error, manager.HungSaveError)
 
 
 def _message(error: Exception) -> str:
