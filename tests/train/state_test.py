@@ -74,9 +74,9 @@ def test_create_lies_as_abstract_says_and_state_as_its_parameter():
     state = state_lib.create(init, *args, jax.random.key(0))
   spec = PartitionSpec('data', 'model')
   assert abstract.params['kernel'].sharding.spec == spec
-  assert abstract.opt_state[1].mu['kernel'].sharding.spec == spec
-  assert abstract.opt_state[1].nu['kernel'].sharding.spec == spec
-  assert abstract.opt_state[1].mu['frozen'] is None
+  assert abstract.opt_state.inner[1].mu['kernel'].sharding.spec == spec
+  assert abstract.opt_state.inner[1].nu['kernel'].sharding.spec == spec
+  assert abstract.opt_state.inner[1].mu['frozen'] is None
   assert abstract.params['scale'].sharding.is_fully_replicated
   assert jax.tree.structure(abstract) == jax.tree.structure(state)
   jax.tree.map(
