@@ -24,6 +24,8 @@ from pixel_llm.model import pixel_llm
 _GIB = 2**30
 # Steps that a signal has traced.
 _TRACED = 5
+# Where the process's last run keeps compiled programs.
+_KEPT: list[str | None] = []
 
 
 class Meter:
@@ -244,8 +246,10 @@ def keep_compiled(path: str, workdir: str) -> None:
     workdir: of the run.
   """
   given = jax.config.jax_compilation_cache_dir  # pyright: ignore
-  if path and given is None:
-    path = path if '://' in path else os.path.join(workdir, path)
-    jax.config.update('jax_compilation_cache_dir', path)
-    # What was compiled before decided that there is no cache.
-    compilation_cache.reset_cache()
+  if given is not None and given not in _KEPT:
+    return
+  where = path if '://' in path else os.path.join(workdir, path)
+  _KEPT[:] = [where if path else None]
+  jax.config.update('jax_compilation_cache_dir', _KEPT[0])
+  # What was compiled before decided where the cache is, or that there is none.
+  compilation_cache.reset_cache()

@@ -207,7 +207,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_optimizer_state():
   assert np.array_equal(got['eva']['kernel'], params['eva']['kernel'])
   assert not np.array_equal(got['t5']['lora_a'], params['t5']['lora_a'])
   trainable, _ = state_lib.split(params, mask)
-  opt_state = optimizer.make(config, 10, params).init(trainable)
+  opt_state = optimizer.make(config, 10, params).init(trainable).inner
   shapes = sorted(x.shape for x in jax.tree.leaves(opt_state))
   # Scalars: Adam's and the schedule's counts, and what the guard counts.
   assert shapes == [()] * 5 + [(3, 1)] * 2

@@ -112,6 +112,10 @@ def test_compiled_programs_are_kept_and_found(tmp_path):
     'telemetry.keep_compiled("programs", sys.argv[1])\n'
     'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)\n'
     'jax.jit(lambda x: x + 2)(1.0)\n'
+    'telemetry.keep_compiled("programs", sys.argv[1] + "/other")\n'
+    'jax.jit(lambda x: x + 3)(1.0)\n'
+    'telemetry.keep_compiled("", sys.argv[1])\n'
+    'jax.jit(lambda x: x + 4)(1.0)\n'
   )
   environment = {
     k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'
@@ -124,7 +128,10 @@ def test_compiled_programs_are_kept_and_found(tmp_path):
       env=environment,
       timeout=60,
     )
-    return {p.name for p in (tmp_path / 'programs').glob('*-cache')}
+    return sorted(tmp_path.rglob('*-cache'))
 
   found = programs()
-  assert found and programs() == found
+  other = [p for p in found if p.is_relative_to(tmp_path / 'other')]
+  # Of each run its own, and none of what came before or after.
+  assert len(other) == 1 and len(found) == 2
+  assert programs() == found
