@@ -46,7 +46,7 @@ from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
 
-Params = Mapping[str, Any]
+Params = Any
 # Arrays by the fields of `Batch`.
 Features = Mapping[str, jax.Array]
 
@@ -78,8 +78,8 @@ class FeatureConverter(features.PixelFeatureConverter):
 def _batch(given: Features) -> batch_lib.Batch:
   """What `FeatureConverter` left of a batch, with what it left out."""
   b, r = given['encoder_input_tokens'].shape[:2]
-  left_out = batch_lib.Batch.zeros(batch_lib.BatchSizes(batch=b, regions=r))
-  return dataclasses.replace(left_out, **given)
+  sizes = batch_lib.BatchSizes(b, image=1, regions=r, context=1, length=1)
+  return dataclasses.replace(batch_lib.Batch.zeros(sizes), **given)
 
 
 class Model(models.BaseModel):
@@ -241,9 +241,12 @@ class Partitioner(partitioning.PjitPartitioner):
   def get_mesh_axes(self, train_state: Any) -> Any:
     """The state with a `PartitionSpec` or None in each leaf's place."""
     axes = super().get_mesh_axes(train_state)
-    flat = lambda state: traverse_util.flatten_dict(
-      state.state_dict(), keep_empty_nodes=True
-    )
+
+    def flat(state) -> dict[Any, Any]:
+      return traverse_util.flatten_dict(
+        state.state_dict(), keep_empty_nodes=True
+      )
+
     leaves = flat(train_state)
 
     def fit(size, axis):
@@ -331,28 +334,41 @@ def optimizer(config: experiment.ExperimentConfig, steps: int) -> Any:
   )
 
 
-def trained(config: experiment.ExperimentConfig, optimizer_def: Any) -> Any:
-  """T5X's optimizer of the parameters that `optimizer.freeze` leaves.
+class Adafactor(adafactor.Adafactor):
+  """T5X's, of the parameters that `optimizer.freeze` leaves.
+
+  (T5X's `MultiOptimizer` does that too, but what it saves by Orbax can't be
+  restored.)
 
   Args:
-    config: the experiment.
-    optimizer_def: such as T5X's Adafactor with `factor_rules`.
+    config: the experiment; of its optimizer `freeze` alone counts.
+    **kwargs: T5X's.
 
   Raises:
     ConfigError: a regex matches nothing.
   """
-  mask = traverse_util.flatten_dict(
-    optimizer_lib.trainable_mask(config.optimizer, _abstract(config)), sep='/'
-  )
-  paths = {f'/{name}' for name, keep in mask.items() if keep}
-  traversal = traverse_util.ModelParamTraversal(lambda path, _: path in paths)
-  return optimizers.MultiOptimizer(((traversal, optimizer_def),))
 
+  def __init__(self, config: experiment.ExperimentConfig, **kwargs):
+    # Axes that T5X does not know are not factored.
+    rules = dict.fromkeys(sharding.AXIS_NAMES, adafactor.FactorDim.NONE)
+    rules |= dict(adafactor.standard_logical_factor_rules())
+    super().__init__(logical_factor_rules=rules, **kwargs)
+    mask = optimizer_lib.trainable_mask(config.optimizer, _abstract(config))
+    self._trained: dict[Any, Any] = traverse_util.flatten_dict(mask, sep='/')
 
-def factor_rules() -> dict[str, Any]:
-  """T5X's `standard_logical_factor_rules`, and for our own names none."""
-  rules = dict.fromkeys(sharding.AXIS_NAMES, adafactor.FactorDim.NONE)
-  return {**rules, **adafactor.standard_logical_factor_rules()}
+  def init_param_state(self, param, path):
+    """The slots of a parameter: numbers that are not used, if it is frozen."""
+    if self._trained[path]:
+      return super().init_param_state(param, path)
+    return adafactor._AdafactorParamState(*(jnp.zeros((1,)) for _ in range(4)))
+
+  def apply_param_gradient(self, step, hyper_params, param, state, grad, path):
+    """The parameter and its slots after a step."""
+    if not self._trained[path]:
+      return param, state
+    return super().apply_param_gradient(
+      step, hyper_params, param, state, grad, path
+    )
 
 
 def _abstract(config: experiment.ExperimentConfig) -> Any:

@@ -22,7 +22,7 @@ from flax import traverse_util
 
 pytest.importorskip('t5x')
 
-from t5x import adafactor, train_state, utils
+from t5x import train_state, utils
 
 from pixel_llm import config as config_lib
 from pixel_llm import sharding, t5x_model, weights
@@ -307,13 +307,11 @@ def test_axes_lie_as_in_our_own_loop(config, model):
 
 @pytest.mark.parametrize('kind', ['adamw', 'adafactor'])
 def test_what_is_frozen_stays(config, model, params, kind):
-  if kind == 'adamw':
-    definition = t5x_model.optimizer(config, 10)
-  else:
-    definition = t5x_model.trained(
-      config,
-      adafactor.Adafactor(logical_factor_rules=t5x_model.factor_rules()),
-    )
+  definition = (
+    t5x_model.optimizer(config, 10)
+    if kind == 'adamw'
+    else t5x_model.Adafactor(config)
+  )
   variables = jax.eval_shape(
     lambda key: model.get_initial_variables(key, {}), jax.random.PRNGKey(0)
   )
@@ -335,6 +333,42 @@ def test_what_is_frozen_stays(config, model, params, kind):
   for name, before in flat(params).items():
     assert (np.asarray(moved[name]) != before).any() == mask[name], name
   assert 0 < sum(mask.values()) < len(mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['adamw', 'adafactor'])
+def test_a_saved_state_is_restored_with_its_slots(config, kind, tmp_path):
+  definition = (
+    t5x_model.optimizer(config, 10)
+    if kind == 'adamw'
+    else t5x_model.Adafactor(config)
+  )
+  model = t5x_model.Model(dataclasses.replace(config, init=None), definition)
+  start = initializer(model, definition)
+  state = start.from_scratch(jax.random.PRNGKey(0))
+  grads = jax.tree.map(jax.numpy.ones_like, state.params)
+  with jax.numpy_rank_promotion('allow'):
+    state = jax.jit(lambda s, g: s.apply_gradient(g, 0.1))(state, grads)
+  restore = utils.RestoreCheckpointConfig(str(tmp_path), 'latest')
+  for path in (None, str(tmp_path / 'checkpoint_1')):
+    restored, manager = utils.create_checkpoint_manager_and_restore(
+      start,
+      t5x_model.Partitioner(config),
+      restore,
+      path,
+      None,
+      utils.SaveCheckpointConfig(period=1),
+      str(tmp_path),
+      use_orbax=True,
+    )
+    if path is None:
+      manager.save(state, ())
+      manager.wait_until_finished()
+    manager.close()
+  saved, found = flat(state.state_dict()), flat(restored.state_dict())
+  assert found.keys() == saved.keys() and int(restored.step) == 1
+  for name, value in saved.items():
+    np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def test_what_does_not_fit_is_said(config):
