@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from flax import traverse_util
+from flax import struct, traverse_util
 from flax.linen import partitioning as flax_partitioning
 from jax.sharding import PartitionSpec
 from t5x import (  # pyright: ignore[reportMissingImports]
@@ -51,7 +51,7 @@ Params = Any
 Features = Mapping[str, jax.Array]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Mean(clu.metrics.Average):
   """A weighted mean over batches; 0 where nothing had weight."""
 
@@ -145,7 +145,10 @@ class Model(models.BaseModel):
       self.config.loss,
       dropout_rng,
     )
-    loss = sum(f * losses.mean(total, w) for f, total, w in terms.values())
+    loss = sum(
+      (f * losses.mean(total, w) for f, total, w in terms.values()),
+      start=jnp.zeros(()),
+    )
     metrics = {name: Mean(total, w) for name, (_, total, w) in terms.items()}
     return loss, {'loss': Mean(loss, jnp.ones(())), **metrics}
 
