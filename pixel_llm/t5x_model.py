@@ -55,6 +55,9 @@ Features = Mapping[str, jax.Array]
 class Mean(clu.metrics.Average):
   """A weighted mean over batches; 0 where nothing had weight."""
 
+  total: Any
+  count: Any
+
   def compute(self):
     """The mean so far."""
     return losses.mean(self.total, self.count)
