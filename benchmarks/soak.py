@@ -298,8 +298,15 @@ def _worker(
     config = make_config(root / 'vocabulary.model', steps)
     add_task(config)
     trainer = loop.Trainer(config, str(workdir))
-    slots = trainer.loader().slots
-    files = {s: [dataclasses.astuple(x) for x in slots(s)[1]] for s in range(9)}
+    loader = trainer.loader()
+    # This process's part of each batch; the one stream's batches are the steps.
+    files = {
+      s: [
+        dataclasses.astuple(x)
+        for x in loader._slots('soak', s, loader._process)
+      ]
+      for s in range(9)
+    }
     with trainer.checkpoints:
       trainer.train()
     name = f'slots{processes}.{index}.json'
