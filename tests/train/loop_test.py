@@ -226,7 +226,7 @@ def test_failed_saves_end_training_only_in_a_row(
 def test_a_hung_save_is_tried_once_more(config, finished, tmp_path, recovers):
   config = dataclasses.replace(
     config,
-    checkpoint=manager.CheckpointConfig(save_timeout_seconds=2),
+    checkpoint=manager.CheckpointConfig(save_timeout_seconds=6),
     loop=dataclasses.replace(config.loop, checkpoint_every=1),
   )
   lines = []
@@ -250,7 +250,7 @@ def test_a_hung_save_is_tried_once_more(config, finished, tmp_path, recovers):
         assert trainer.checkpoints.steps()[-3:] == [6, 7, 8]
       else:
         with pytest.raises(
-          manager.HungSaveError, match=r'step 4 was not saved: not done after 2'
+          manager.HungSaveError, match=r'step 4 was not saved: not done after 6'
         ):
           trainer.train(progress)
     disks.thaw(disk) if not recovers else None
