@@ -63,8 +63,10 @@ def test_the_papers_setting(capsys):
   assert parts['sam']['trained'] == parts['prompt_encoder']['trained'] == 0
   assert parts['eva']['trained'] == parts['eva']['count'] == 303_268_800
   everything = parts['all']
-  assert everything['bytes'] == 4 * everything['count']
   frozen = everything['count'] - everything['trained']
+  # Of what is frozen, the kernels and tables are bfloat16: nearly all of it.
+  held = 2 * frozen + 4 * everything['trained']
+  assert held < everything['bytes'] < 1.001 * held
   assert frozen == pytest.approx(3_486.8e6, abs=0.05e6)
   assert everything['trained'] == pytest.approx(369.9e6, abs=0.6e6)
 
@@ -79,7 +81,7 @@ def test_a_table_of_parts(capsys):
   lora = (12 + 2 * 12) * 2 * 8 * (768 + 768)
   assert cells['t5'][0] == f'{247_577_856 + lora:,}'
   assert cells['t5'][-2:] == [f'{lora:,}', '0.4%']
-  assert cells['sam'][1:3] == ['2.37', 'GiB']
+  assert cells['sam'][1:3] == ['1.20', 'GiB']
   assert len({len(row) for row in rows[1:]}) == 1
 
 
