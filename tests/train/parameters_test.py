@@ -66,7 +66,7 @@ def test_the_papers_setting(capsys):
   frozen = everything['count'] - everything['trained']
   # Of what is frozen, the kernels and tables are bfloat16: nearly all of it.
   held = 2 * frozen + 4 * everything['trained']
-  assert held < everything['bytes'] < 1.001 * held
+  assert held < everything['bytes'] < 1.002 * held
   assert frozen == pytest.approx(3_486.8e6, abs=0.05e6)
   assert everything['trained'] == pytest.approx(369.9e6, abs=0.6e6)
 
