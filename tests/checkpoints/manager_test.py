@@ -696,8 +696,10 @@ def test_a_save_that_was_done_in_time_has_not_hung(tmp_path):
 def test_the_error_under_way_is_not_hidden_by_closing(tmp_path, monkeypatch):
   manager = manager_lib.CheckpointManager(tmp_path)
   manager.save(1, make_state())
+  wait = manager._opened().wait_until_finished
 
   def fail():
+    wait()  # else it goes on beside the next test
     raise OSError('disk')
 
   with pytest.raises(KeyError), manager:
