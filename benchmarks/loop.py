@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: its time beside the steps, and the time to the first.
 
-  python benchmarks/loop.py --dir runs/loop             # the demo's network
-  python benchmarks/loop.py --dir runs/loop --features  # maps made before
+  python -m benchmarks.loop --dir runs/loop             # the demo's network
+  python -m benchmarks.loop --dir runs/loop --features  # maps made before
 
 Scenes and their records are made in `--dir` and kept there.
 """

@@ -142,21 +142,30 @@ def test_attention_with_bias_is_jaxs_own():
 
 
 @pytest.mark.parametrize(
-  'dtype, depth, value_dtype, value_depth, fits',
+  'query, keys, value, fits',
   [
-    ('bfloat16', 64, 'bfloat16', 64, True),
-    ('float16', 128, 'float16', 128, True),
-    ('float32', 64, 'float32', 64, False),
-    ('bfloat16', 64, 'float32', 64, False),
-    ('bfloat16', 64, 'bfloat16', 32, False),
-    ('bfloat16', 12, 'bfloat16', 12, False),
-    ('bfloat16', 136, 'bfloat16', 136, False),
+    (('bfloat16', 4, 64), 6, ('bfloat16', 64), True),
+    (('float16', 4, 128), 6, ('float16', 128), True),
+    (('float32', 4, 64), 6, ('float32', 64), False),
+    (('bfloat16', 4, 64), 6, ('float32', 64), False),
+    (('bfloat16', 4, 64), 6, ('bfloat16', 32), False),
+    (('bfloat16', 4, 12), 6, ('bfloat16', 12), False),
+    (('bfloat16', 4, 136), 6, ('bfloat16', 136), False),
+    (('bfloat16', 5, 64), 6, ('bfloat16', 64), False),
+    (('bfloat16', 4, 64), 7, ('bfloat16', 64), False),
   ],
 )
-def test_what_fits_cudnn(dtype, depth, value_dtype, value_depth, fits):
-  x = jax.ShapeDtypeStruct((1, 4, 2, depth), dtype)
-  value = jax.ShapeDtypeStruct((1, 4, 2, value_depth), value_dtype)
-  assert layers.fits_cudnn(x, x, value) == fits
+def test_what_fits_cudnn(query, keys, value, fits):
+  make = lambda length, depth, dtype: jax.ShapeDtypeStruct(
+    (1, length, 2, depth), dtype
+  )
+  dtype, length, depth = query
+  value_dtype, value_depth = value
+  assert fits == layers.fits_cudnn(
+    make(length, depth, dtype),
+    make(keys, depth, dtype),
+    make(keys, value_depth, value_dtype),
+  )
 
 
 @pytest.mark.parametrize('mesh', [None, (4, 2)])
