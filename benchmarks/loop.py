@@ -4,6 +4,7 @@
 
   python -m benchmarks.loop --dir runs/loop             # the demo's network
   python -m benchmarks.loop --dir runs/loop --features  # maps made before
+  python -m benchmarks.loop --dir runs/loop --processes # one and two of them
 
 Scenes and their records are made in `--dir` and kept there.
 """
@@ -17,6 +18,7 @@ import os
 import pathlib
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -119,27 +121,12 @@ def first_step(config, root: pathlib.Path) -> None:
     ('empty cache', str(cache.absolute())),
     ('warm cache', str(cache.absolute())),
   ):
-    workdir = root / 'first'
-    shutil.rmtree(workdir, ignore_errors=True)
-    workdir.mkdir()
     small = dataclasses.replace(
       config,
       loop=dataclasses.replace(config.loop, steps=4, compile_cache=path),
     )
-    file = root / 'first.py'
-    values = json.dumps(json.dumps(config_lib.to_dict(small)))
-    file.write_text(
-      'import json\nimport ml_collections\ndef get_config():\n'
-      f'  return ml_collections.ConfigDict(json.loads({values}))\n'
-    )
     begun = time.perf_counter()
-    config_of = ['--config', str(file), '--workdir', str(workdir)]
-    subprocess.run(
-      [sys.executable, '-m', 'pixel_llm', 'train', *config_of],
-      check=True,
-      env=environment(),
-      stdout=subprocess.DEVNULL,
-    )
+    workdir = run_processes(small, root / 'first', 1)
     seconds = time.perf_counter() - begun
     spent = json.loads((workdir / 'goodput.json').read_text())['seconds']
     print(
@@ -147,6 +134,63 @@ def first_step(config, root: pathlib.Path) -> None:
       f'{len(small.data.streams)} programs, start {spent["start"]:.1f} s, '
       f'process {seconds:.1f} s'
     )
+
+
+def run_processes(
+  config, workdir: pathlib.Path, count: int, pin: bool = False
+) -> pathlib.Path:
+  """Trains from the beginning; with `pin` each has a core of its own."""
+  shutil.rmtree(workdir, ignore_errors=True)
+  workdir.mkdir()
+  file = workdir.with_suffix('.py')
+  values = json.dumps(json.dumps(config_lib.to_dict(config)))
+  file.write_text(
+    'import json\nimport ml_collections\ndef get_config():\n'
+    f'  return ml_collections.ConfigDict(json.loads({values}))\n'
+  )
+  train = [sys.executable, '-m', 'pixel_llm', 'train', '--config', str(file)]
+  train += ['--workdir', str(workdir), '--num-processes', str(count)]
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    train += ['--coordinator', f'localhost:{free.getsockname()[1]}']
+  processes = [
+    subprocess.Popen(
+      [
+        *(['taskset', '-c', str(i)] if pin else []),
+        *train,
+        f'--process-id={i}',
+      ],
+      env=environment(),
+      stdout=subprocess.DEVNULL,
+    )
+    for i in range(count)
+  ]
+  if any(list(map(subprocess.Popen.wait, processes))):
+    raise SystemExit('a process failed.')
+  return workdir
+
+
+def efficiency(config, root: pathlib.Path, steps: int) -> None:
+  """One process on a core, and two with twice the batch on two."""
+  paces = []
+  for count in (1, 2):
+    streams = {
+      name: dataclasses.replace(stream, batch=count * stream.batch)
+      for name, stream in config.data.streams.items()
+    }
+    one = dataclasses.replace(
+      config,
+      data=dataclasses.replace(config.data, streams=streams),
+      mesh=sharding.MeshConfig(data=count),
+      loop=dataclasses.replace(
+        config.loop, steps=steps, log_every=steps // 4, checkpoint_every=steps
+      ),
+    )
+    workdir = run_processes(one, root / 'processes', count, pin=True)
+    rows = json.loads((workdir / 'curves.json').read_text())[1:]
+    paces.append(np.mean([r['run/seconds_per_step'] for r in rows]))
+    print(f'{count} processes: {paces[-1] * 1e3:.1f} ms a step', flush=True)
+  print(f'efficiency {paces[0] / paces[1]:.1%}')
 
 
 def features(config, root: pathlib.Path, steps: int) -> None:
@@ -226,6 +270,7 @@ def main() -> None:
   parser.add_argument('--dir', required=True)
   parser.add_argument('--steps', type=int, default=200)
   parser.add_argument('--features', action='store_true')
+  parser.add_argument('--processes', action='store_true')
   args = parser.parse_args()
   print(
     f'{platform.machine()}, {os.cpu_count()} cores, load '
@@ -237,6 +282,9 @@ def main() -> None:
   config = prepare(root)
   if args.features:
     features(config, root, args.steps // 10)
+    return
+  if args.processes:
+    efficiency(config, root, args.steps)
     return
   first_step(config, root)
   overhead(config, root, args.steps)
