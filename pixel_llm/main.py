@@ -18,22 +18,10 @@ import signal
 import sys
 import traceback
 
-from pixel_llm import exits
+from pixel_llm import arguments, exits
 
-# The keys of `data.build.NAMES`, which isn't imported for `--help`.
-_SOURCES = (
-  'coco_captions',
-  'coco_captions_tfds',
-  'jsonl',
-  'llava',
-  'localized_narratives',
-  'refcoco',
-  'refcoco_mdetr',
-  'refcoco_tfds',
-  'refcoco_uninext',
-  'visual_genome',
-  'visual_genome_grit',
-)
+# Verbs whose config's leaves are changed by further options.
+CHANGING = ('train', 'precompute', 'params', 'config', 'show-data', 'plan')
 # Options of the verbs that write text, as of `Predictor.from_workdir`.
 _DECODING = ('beams', 'temperature', 'top_k', 'top_p', 'seed')
 
@@ -42,24 +30,17 @@ def main(argv: list[str] | None = None) -> int:
   """Runs a verb; returns the exit code."""
   # TensorFlow's start-up messages speak of devices it must not touch.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  arguments = sys.argv[1:] if argv is None else argv
-  parser = _parser()
+  words = sys.argv[1:] if argv is None else argv
+  parser = arguments.parser(VERBS)
   # Apache Beam's options are not ours, and not images named like options.
   after = []
-  if '--' in arguments and 'build' in arguments[:2]:
-    cut = arguments.index('--')
-    arguments, after = arguments[:cut], arguments[cut + 1 :]
-  known, rest = parser.parse_known_args(arguments)
+  if '--' in words and 'build' in words[:2]:
+    cut = words.index('--')
+    words, after = words[:cut], words[cut + 1 :]
+  known, rest = parser.parse_known_args(words)
   if after and known.runner is None:
     parser.error(f'without --runner, unrecognized: {" ".join(after)}')
-  if rest and known.run not in (
-    train,
-    precompute,
-    params,
-    config,
-    show_data,
-    plan,
-  ):
+  if rest and known.verb not in CHANGING:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   known.rest, known.runner_options = rest, after
   try:
@@ -365,8 +346,10 @@ def plan(args: argparse.Namespace) -> int:
   # The chips are named, not there.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  config = _read_config(args.config, args.rest)
   from pixel_llm import plan as plan_lib
+  from pixel_llm.train import config_files
+
+  config = config_files.read(args.config, args.rest)
 
   if args.mesh:
     config = dataclasses.replace(
@@ -534,7 +517,9 @@ def _export_programs(args: argparse.Namespace) -> None:
 def _t5_config(args: argparse.Namespace):
   """The T5 of `--config` or `--size`; None without either."""
   if args.config is not None:
-    return _read_config(args.config, []).model.t5
+    from pixel_llm.train import config_files
+
+    return config_files.read(args.config).model.t5
   if args.size is None:
     return None
   from pixel_llm.model import t5
@@ -545,7 +530,9 @@ def _t5_config(args: argparse.Namespace):
 def _model_config(args: argparse.Namespace, part: str):
   """The network with the part of `--config` or `--size`, else None."""
   if args.config is not None:
-    return _read_config(args.config, []).model
+    from pixel_llm.train import config_files
+
+    return config_files.read(args.config).model
   if args.size is None:
     return None
   from pixel_llm.model import eva, mask, pixel_llm, sam
@@ -610,124 +597,12 @@ def _predict(args: argparse.Namespace, ask) -> int:
 
 
 def _experiment(args: argparse.Namespace):
-  """The experiment of `--config` or `--gin_file`, with its changes.
+  """The experiment of `--config` or `--gin_file`, with its changes."""
+  from pixel_llm.train import config_files
 
-  Raises:
-    ConfigError: a file can't be loaded, or a key or value does not fit.
-  """
-  if not args.gin_file:
-    return _read_config(args.config, args.rest)
-  from pixel_llm import config as config_lib
-  from pixel_llm.train import experiment
-
-  _check_overrides('--gin.', args.rest)
-  return config_lib.from_gin(
-    experiment.ExperimentConfig,
-    args.gin_file,
-    [argument.removeprefix('--gin.') for argument in args.rest],
-  )
-
-
-def _check_overrides(prefix: str, overrides: list[str]) -> None:
-  from pixel_llm import config as config_lib
-
-  for argument in overrides:
-    if not argument.startswith(prefix) or '=' not in argument:
-      raise config_lib.ConfigError(
-        f'argument {argument!r}: expected {prefix}KEY=VALUE.'
-      )
-
-
-def _read_config(path: str, overrides: list[str]):
-  """The experiment of a config file with `--config.a.b=value` changes.
-
-  Raises:
-    ConfigError: the file can't be loaded, or a key or value does not fit.
-  """
-  from absl import flags
-  from ml_collections import config_dict, config_flags
-
-  from pixel_llm import config as config_lib
-  from pixel_llm.train import experiment
-
-  _check_overrides('--config.', overrides)
-  values = _load_config_file(path).to_dict()
-  config = config_lib.from_dict(experiment.ExperimentConfig, values)
-  if not overrides:
-    return config
-  # Whole again: files may leave out what is as by default.
-  tree = config_dict.ConfigDict(config_lib.to_dict(config)).lock()
-  for argument in overrides:
-    _check_key(tree, argument.removeprefix('--config.').partition('=')[0])
-  parsed = flags.FlagValues()
-  try:
-    config_flags.DEFINE_config_dict(
-      'config', tree, flag_values=parsed, sys_argv=['pixel-llm', *overrides]
-    )
-    parsed(['pixel-llm', *overrides])
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    raise config_lib.ConfigError(
-      f'{" ".join(overrides)}: {e.args[0] if e.args else e!s}'
-    ) from e
-  # The flags have changed it in place.
-  return config_lib.from_dict(experiment.ExperimentConfig, tree.to_dict())
-
-
-def _check_key(tree, path: str) -> None:
-  """Raises ConfigError with the path of the first key that is not there."""
-  from pixel_llm import config as config_lib
-
-  keys = path.split('.')
-  for i, key in enumerate(keys):
-    if not hasattr(tree, 'keys'):
-      parent = '.'.join(keys[:i])
-      raise config_lib.ConfigError(
-        f'config {parent}.{key}: {parent} has no keys; it is {tree!r}.'
-      )
-    name = key.partition('[')[0]  # of a tuple, `key[0]`
-    if name not in tree:
-      where = '.'.join(keys[: i + 1])
-      raise config_lib.ConfigError(
-        config_lib.unknown_key(where, name, list(tree.keys()))
-      )
-    tree = tree[name]
-
-
-def _load_config_file(path: str):
-  """What `get_config()` of a Python file gives, `get_config('a')` of `path:a`.
-
-  Raises:
-    ConfigError: naming the line of the file that failed.
-  """
-  import runpy
-  import traceback
-
-  from pixel_llm import config as config_lib
-
-  given, arguments = path, []
-  if not os.path.isfile(path) and ':' in path:
-    path, *arguments = path.rsplit(':', 1)
-  if not os.path.isfile(path):
-    raise config_lib.ConfigError(f'--config {given}: no such file.')
-  # Configs import `configs.default`, wherever they lie.
-  root = str(pathlib.Path(path).resolve().parent.parent)
-  if root not in sys.path:
-    sys.path.insert(0, root)
-  try:
-    return runpy.run_path(path)['get_config'](*arguments)
-  except Exception as e:
-    lines = [
-      f.lineno
-      for f in traceback.extract_tb(e.__traceback__)
-      if f.filename == path
-    ]
-    where = f'line {lines[-1]}: ' if lines else ''
-    what = (
-      'it defines no get_config()'
-      if isinstance(e, KeyError) and e.args == ('get_config',)
-      else f'{type(e).__name__}: {e}'
-    )
-    raise config_lib.ConfigError(f'--config {given}: {where}{what}') from e
+  if args.gin_file:
+    return config_files.read_gin(args.gin_file, args.rest)
+  return config_files.read(args.config, args.rest)
 
 
 def _print_metrics(metrics: dict[str, float], targets) -> None:
@@ -766,463 +641,29 @@ def _bar(title: str, unit: str = ''):
     yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _box(text: str) -> tuple[float, float, float, float]:
-  try:
-    values = tuple(float(v) for v in text.split(','))
-  except ValueError:
-    values = ()
-  if len(values) != 4:
-    raise argparse.ArgumentTypeError(
-      f'expected x0,y0,x1,y1 in pixels of the file, got {text!r}'
-    )
-  return values
-
-
-def _count(text: str) -> int:
-  if not text.isdigit() or int(text) < 1:
-    raise argparse.ArgumentTypeError(
-      f'expected a whole number from 1 on, got {text!r}'
-    )
-  return int(text)
-
-
-def _natural(text: str) -> int:
-  if not text.isdigit():
-    raise argparse.ArgumentTypeError(
-      f'expected a whole number from 0 on, got {text!r}'
-    )
-  return int(text)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-  return tuple(_natural(part) for part in text.split(','))
-
-
-def _mesh(text: str) -> dict[str, int]:
-  pairs = [part.partition('=') for part in text.split(',')]
-  if not all(k in ('data', 'model') and v.isdigit() for k, _, v in pairs):
-    raise argparse.ArgumentTypeError(
-      f'expected data=N,model=N or one of them, got {text!r}'
-    )
-  return {k: int(v) for k, _, v in pairs}
-
-
-def _record_set(text: str) -> tuple[str, str]:
-  key, _, directory = text.partition('=')
-  if not key or not directory:
-    raise argparse.ArgumentTypeError(f'expected KEY=DIR, got {text!r}')
-  return key, directory
-
-
-def _add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
-  group = parser.add_mutually_exclusive_group(required=required)
-  group.add_argument(
-    '--config',
-    help='an ml_collections file, or FILE:SIZE of T5; change leaves with '
-    '--config.loop.steps=100',
+VERBS = {
+  run.__name__.strip('_').replace('_', '-'): run
+  for run in (
+    scenes,
+    build,
+    check_data,
+    show_data,
+    vocabulary,
+    train,
+    precompute,
+    replay,
+    params,
+    config,
+    plan,
+    evaluate,
+    narrate,
+    refer,
+    caption_at,
+    inspect,
+    import_,
+    export,
   )
-  group.add_argument(
-    '--gin_file',
-    action='append',
-    help='a gin file instead, or several, the later on top; change leaves with '
-    '--gin.experiment.LoopConfig.steps=100',
-  )
-
-
-def _add_cluster(sub: argparse.ArgumentParser) -> None:
-  """Which processes run together; what is not given is found."""
-  group = sub.add_argument_group(
-    'cluster',
-    'TPU pods, SLURM, Open MPI and JobSets are found without any of these '
-    '(launch/README.md).',
-  )
-  group.add_argument(
-    '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
-  )
-  group.add_argument('--num-processes', type=_count, metavar='N')
-  group.add_argument(
-    '--process-id', type=_natural, metavar='I', help='of this one, from 0 on'
-  )
-  group.add_argument(
-    '--local-devices',
-    type=_numbers,
-    metavar='I,I,...',
-    help='the GPUs of this process, where several share a machine',
-  )
-  group.add_argument(
-    '--no-cluster', action='store_true', help='alone, whatever is found'
-  )
-  group.add_argument(
-    '--start-timeout',
-    type=_count,
-    default=60,
-    metavar='SECONDS',
-    help='for all processes to be there; default 60',
-  )
-
-
-def _add_decoding(sub: argparse.ArgumentParser) -> None:
-  """How words are chosen; what is not given is the run's config's."""
-  group = sub.add_argument_group('decoding')
-  group.add_argument(
-    '--beams', type=_count, help='hypotheses of beam search; 1 is greedy'
-  )
-  group.add_argument(
-    '--temperature',
-    type=float,
-    help='above 0 draws words instead of taking the likeliest',
-  )
-  group.add_argument(
-    '--top-k', type=_count, help='draws among so many of the likeliest tokens'
-  )
-  group.add_argument(
-    '--top-p',
-    type=float,
-    help='draws among the likeliest tokens that have so much probability',
-  )
-  group.add_argument(
-    '--seed', type=int, help='of the draws; equal seeds give equal answers'
-  )
-
-
-def _parser() -> argparse.ArgumentParser:
-  """The table of verbs."""
-  from pixel_llm import __version__
-
-  parser = argparse.ArgumentParser(
-    prog='pixel-llm',
-    description='A language model whose every word knows '
-    'where it is in the image.',
-    epilog=f'Exit codes: 0 done, {exits.FAILED} failed, {exits.USAGE} usage, '
-    f'{exits.PREEMPTED} stopped by a signal with everything saved, '
-    f'{exits.STALLED} stood still, {exits.INTERRUPTED} interrupted.',
-  )
-  parser.add_argument('--version', action='version', version=__version__)
-  parser.add_argument(
-    '--debug', action='store_true', help='show tracebacks of all errors'
-  )
-  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-
-  def verb(name, run):
-    sub = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
-    sub.set_defaults(run=run)
-    return sub
-
-  sub = verb('scenes', scenes)
-  sub.add_argument('--out', required=True, help='directory to write')
-  sub.add_argument('--seed', type=int, default=0)
-  sub.add_argument('--train', type=_count, default=8000, help='images')
-  sub.add_argument('--val', type=_count, default=200, help='images')
-  sub.add_argument('--workers', type=_count, default=os.cpu_count())
-
-  sub = verb('build', build)
-  sub.add_argument('name', choices=_SOURCES, help='what the annotations are')
-  sub.add_argument('--annotations', required=True, help='file or glob')
-  sub.add_argument(
-    '--images',
-    nargs='+',
-    action='extend',
-    help='directories, .zip and .tar files (read where they are, not '
-    'unpacked); none for names with tfds',
-  )
-  sub.add_argument('--out', required=True, help='directory of the records')
-  sub.add_argument('--split', default='train')
-  sub.add_argument('--instances', help='instances.json (refcoco)')
-  sub.add_argument('--image-data', help='image_data.json (visual_genome)')
-  sub.add_argument('--splits', help='densecap_splits.json (visual_genome)')
-  sub.add_argument(
-    '--expect',
-    metavar='DATASET',
-    help='says whether all of its split is there, by published counts: '
-    'refcoco_unc, localized_narratives_coco, ...; any other name lists them',
-  )
-  sub.add_argument(
-    '--max-side',
-    type=_count,
-    metavar='PIXELS',
-    help='store images that are no JPEG, or whose longer side is above this, '
-    'as JPEGs of at most this; default: every file as it is',
-  )
-  sub.add_argument(
-    '--quality', type=_count, help='of those JPEGs, 1 to 100; default 90'
-  )
-  sub.add_argument(
-    '--exclude',
-    nargs='+',
-    action='extend',
-    default=[],
-    metavar='DIR[:SPLIT]',
-    help='leave out images that are in these records, as those of RefCOCO '
-    'that a model is tested on; without a split, in any',
-  )
-  sub.add_argument(
-    '--strict',
-    action='store_true',
-    help='stop at the first bad row, and if not all is there',
-  )
-  sub.add_argument('--workers', type=_count, default=os.cpu_count())
-  sub.add_argument(
-    '--runner',
-    help='of Apache Beam instead of --workers: DataflowRunner, FlinkRunner, '
-    'SparkRunner, ...; its workers must see all paths under the same names. '
-    'Its options come last, after --',
-  )
-  sub.add_argument(
-    '--shards',
-    type=_count,
-    help='files; default one per thousand images, at least four',
-  )
-
-  sub = verb('check-data', check_data)
-  sub.add_argument(
-    'path',
-    nargs='+',
-    help='a folder that `build` wrote, or JSON lines (data/jsonl.md)',
-  )
-  sub.add_argument('--split', help='only this one; default all')
-  sub.add_argument(
-    '--images',
-    nargs='+',
-    action='extend',
-    help='directories, .zip and .tar files of the images of JSON lines, '
-    'checked too',
-  )
-  sub.add_argument(
-    '--vocabulary', help='SentencePiece model; counts tokens with it'
-  )
-  sub.add_argument(
-    '--against',
-    nargs='+',
-    action='extend',
-    default=[],
-    metavar='DIR[:SPLIT]',
-    help='records that must have no image of these',
-  )
-  sub.add_argument(
-    '--no-decode',
-    action='store_true',
-    help="read only the headers of the records' images",
-  )
-  sub.add_argument(
-    '--most', type=_count, default=20, help='problems that are shown'
-  )
-  sub.add_argument(
-    '--json', metavar='FILE', help='for all problems and the statistics'
-  )
-
-  sub = verb('show-data', show_data)
-  sub.add_argument('task', help='SeqIO task or mixture')
-  _add_config(sub, required=False)
-  sub.add_argument(
-    '--records',
-    nargs='+',
-    type=_record_set,
-    default=[],
-    metavar='KEY=DIR',
-    help="instead of a config: record sets by their keys in a config's "
-    'data.records',
-  )
-  sub.add_argument('--vocabulary', help='with --records: SentencePiece model')
-  sub.add_argument('--out', required=True, help='the .html to write')
-  sub.add_argument('--split', default='train')
-  sub.add_argument(
-    '--step', type=_natural, default=0, help='of training, from 0 on'
-  )
-  sub.add_argument('--count', type=_count, default=8, help='images')
-  sub.add_argument(
-    '--seed', type=int, help="of order and choices; default the config's"
-  )
-
-  sub = verb('vocabulary', vocabulary)
-  sub.add_argument('--records', nargs='+', required=True, help='directories')
-  sub.add_argument('--split', default='train')
-  sub.add_argument('--text', nargs='*', default=[], help='further sentences')
-  sub.add_argument('--out', required=True, help='the .model to write')
-  sub.add_argument('--size', type=_count, default=512, help='pieces')
-
-  sub = verb('train', train)
-  _add_config(sub)
-  sub.add_argument('--workdir', required=True)
-  _add_cluster(sub)
-
-  sub = verb('precompute', precompute)
-  _add_config(sub)
-  sub.add_argument('--out', required=True, help='folder; data.image_maps')
-  sub.add_argument('--batch', type=_count, default=32, help='images at a time')
-
-  sub = verb('replay', replay)
-  sub.add_argument('--workdir', required=True)
-  sub.add_argument('--step', type=_count, required=True, help='the first is 1')
-  sub.add_argument('--json', action='store_true', help='for machines')
-
-  sub = verb('params', params)
-  _add_config(sub)
-  sub.add_argument(
-    '--depth', type=_count, default=1, help='names of a path that a part has'
-  )
-  sub.add_argument('--json', action='store_true', help='one line a part')
-
-  sub = verb('config', config)
-  _add_config(sub)
-  sub.add_argument(
-    '--diff', action='store_true', help='only what differs from the defaults'
-  )
-  sub.add_argument('--json', action='store_true', help='for machines')
-
-  sub = verb('plan', plan)
-  _add_config(sub)
-  sub.add_argument(
-    '--topology',
-    required=True,
-    help='v5e:8x8, v6e:16x16, v4:4x4x4, v5p:4x4x4 and alike, which need '
-    'libtpu; or cpu:N',
-  )
-  sub.add_argument(
-    '--mesh',
-    type=_mesh,
-    metavar='data=N,model=N',
-    help="instead of the config's",
-  )
-  sub.add_argument(
-    '--train',
-    action='store_true',
-    help='the training step, as without --decode and --eval',
-  )
-  sub.add_argument(
-    '--decode', action='store_true', help='what writes answers in evaluation'
-  )
-  sub.add_argument(
-    '--eval', action='store_true', help='what reads answers in evaluation'
-  )
-  sub.add_argument(
-    '--save', metavar='FILE', help='for the executables (pixel_llm.plan.load)'
-  )
-  sub.add_argument('--json', action='store_true', help='all of it in one line')
-
-  sub = verb('evaluate', evaluate)
-  sub.add_argument('--workdir', required=True)
-  sub.add_argument(
-    '--force',
-    action='store_true',
-    help='again, though this checkpoint was evaluated',
-  )
-  _add_cluster(sub)
-
-  for name, run in (
-    ('narrate', narrate),
-    ('refer', refer),
-    ('caption-at', caption_at),
-  ):
-    sub = verb(name, run)
-    sub.add_argument(
-      'image', nargs='+' if run is narrate else None, help='JPEG, PNG or WebP'
-    )
-    if run is refer:
-      sub.add_argument('expression', nargs='+')
-    if run is caption_at:
-      sub.add_argument(
-        '--box',
-        type=_box,
-        nargs='+',
-        required=True,
-        help='x0,y0,x1,y1 in pixels of the file',
-      )
-    sub.add_argument('--workdir', required=True, help='of a trained run')
-    sub.add_argument(
-      '--json', action='store_true', help='one line of JSON an answer'
-    )
-    sub.add_argument(
-      '--out', help='a .png or .html; a directory for several images'
-    )
-    if run is not refer:
-      _add_decoding(sub)
-
-  sub = verb('inspect', inspect)
-  sub.add_argument(
-    'path',
-    help='safetensors, npz, .pth/.pt/.bin, or a folder of Hugging Face, T5X, '
-    'Orbax or a run',
-  )
-  sub.add_argument('--depth', type=_count, help='levels of the tree to show')
-  sub.add_argument('--json', action='store_true', help='all of it as JSON')
-
-  for name, run, formats in (
-    (
-      'import',
-      import_,
-      ('t5x', 'huggingface', 'segment-anything', 'timm', 'eva', 'pixel-llm'),
-    ),
-    (
-      'export',
-      export,
-      ('t5x', 'huggingface', 'safetensors', 'stablehlo', 'savedmodel'),
-    ),
-  ):
-    sub = verb(name, run)
-    importing = run is import_
-    sub.add_argument(
-      'source',
-      help='any file or folder that `inspect` shows'
-      if importing
-      else 'a run, a checkpoint of ours or safetensors by our names; '
-      'for stablehlo a run, for savedmodel what stablehlo wrote',
-    )
-    sub.add_argument(
-      '--format',
-      required=True,
-      choices=formats,
-      help='whose names and layout the source has'
-      if importing
-      else 'what to write',
-    )
-    sub.add_argument(
-      '--out',
-      required=True,
-      help='a .safetensors file, or the folder of an Orbax checkpoint'
-      if importing
-      else 'the folder, or the .safetensors file, to write',
-    )
-    if importing:
-      sub.add_argument(
-        '--part',
-        choices=('t5', 'sam', 'eva'),
-        help='what it holds of the network, where the format leaves it open: '
-        'huggingface may be t5, as if nothing is said, or sam',
-      )
-    which = sub.add_mutually_exclusive_group()
-    which.add_argument(
-      '--config', help='an experiment, whose network it must fit'
-    )
-    sizes = ('small', 'base', 'large', 'xl', 'xxl')
-    which.add_argument(
-      '--size',
-      # Which there are depends on the part.
-      choices=None if importing else sizes,
-      help='what it must fit: T5 1.1 small to xxl, SAM base to huge, EVA-02 '
-      'tiny to large'
-      if importing
-      else 'the T5 1.1 that it must fit',
-    )
-    sub.add_argument(
-      '--dtype',
-      choices=('float32', 'bfloat16'),
-      default='float32' if importing else None,
-      help='of the numbers',
-    )
-    if importing:
-      sub.add_argument(
-        '--allow-missing',
-        nargs='+',
-        default=[],
-        metavar='REGEX',
-        help='names of ours that may be missing',
-      )
-    else:
-      sub.add_argument('--step', type=_count, help='of the T5X checkpoint')
-    sub.add_argument(
-      '--force', action='store_true', help='replace what is at --out'
-    )
-  return parser
+}
 
 
 if __name__ == '__main__':

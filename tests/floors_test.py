@@ -47,7 +47,9 @@ ALLOWED['report'] = FLOOR_0 | {'pictures'}
 ALLOWED['sheet'] = ALLOWED['data'] | {'pictures'}
 ALLOWED['train'] = ALLOWED['data'] | {'train', 'pictures', 'report'}
 ALLOWED['plan'] = ALLOWED['train'] | {'plan'}
+ALLOWED['arguments'] = {'exits', '__init__', 'arguments'}
 ALLOWED['main'] = ALLOWED['plan'] | {
+  'arguments',
   'predictor',
   'weights',
   'stablehlo',

@@ -19,7 +19,7 @@ import processes
 import pytest
 import yaml
 
-from pixel_llm import exits, main
+from pixel_llm import arguments, exits, main
 from pixel_llm.checkpoints import manager
 from pixel_llm.train import cluster, loop, results
 
@@ -78,7 +78,7 @@ def test_local_shares_out_gpus():
   for i, line in enumerate(lines):
     words = shlex.split(line)
     assert words[: len(VERB) + 1] == ['pixel-llm', *VERB]
-    args = main._parser().parse_known_args(words[1:])[0]
+    args = arguments.parser(main.VERBS).parse_known_args(words[1:])[0]
     assert args.local_devices == ((0, 1), (2, 3))[i]
     place = (args.coordinator, args.num_processes, args.process_id)
     assert place == ('127.0.0.1:5', 2, i)

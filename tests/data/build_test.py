@@ -22,7 +22,7 @@ import public_formats as formats
 import pytest
 from PIL import Image
 
-from pixel_llm import example, main, masks
+from pixel_llm import arguments, example, main, masks
 from pixel_llm.data import build, published, records
 from pixel_llm.data.sources.source import RowError, SourceError
 
@@ -205,7 +205,7 @@ def test_commands_of_recipes():
       line = re.sub(r'\$\{?split\}?', 'train', line)
       line = re.sub(r'\$\{?set\}?', 'refcoco+', line)
       line = line.replace('$partition', 'unc').replace('"$@"', '')
-      args = main._parser().parse_args(shlex.split(line))
+      args = arguments.parser(main.VERBS).parse_args(shlex.split(line))
       if args.expect is not None:
         published.check(args.expect, args.split)
       assert (args.images is None) == (args.name in build._HOLD_IMAGES), line
@@ -214,7 +214,7 @@ def test_commands_of_recipes():
 
 
 def test_names_are_those_of_the_command():
-  assert tuple(build.NAMES) == main._SOURCES
+  assert tuple(build.NAMES) == arguments.SOURCES
 
 
 # Determinism and resuming.

@@ -248,7 +248,7 @@ def train(args):
   with main._member(args, main._experiment(args)) as watchdog:
     {}
 
-main.train = train
+main.VERBS["train"] = train
 sys.exit(main.main())
 """
 
