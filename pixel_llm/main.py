@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
       return code
-    if _cluster():
+    if _store():
       traceback.print_exc()
     _end(exits.FAILED, f'{type(e).__name__}: {e}')
     raise
@@ -70,15 +70,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _end(code: int, message: str) -> int:
   """The exit code; in a cluster the end of all its processes."""
-  if cluster := _cluster():
-    cluster.leave(code, message)
+  if _store():
+    from pixel_llm.train import watchdog
+
+    watchdog.leave(code, message)
   return code
 
 
-def _cluster():
-  """The room of the cluster that this process is in, or None."""
-  cluster = sys.modules.get('pixel_llm.train.cluster')
-  return cluster if cluster is not None and cluster.joined() else None
+def _store():
+  """Where processes of a cluster speak, if this is one of them, or None."""
+  store = sys.modules.get('pixel_llm.train.store')
+  return store if store is not None and store.joined() else None
 
 
 def _is_users(error: Exception) -> bool:
@@ -247,12 +249,13 @@ def train(args: argparse.Namespace) -> int:
   """Trains; the same command goes on after an interruption."""
   config = _experiment(args)
   with _member(args, config) as watchdog:
-    from pixel_llm.train import cluster, loop
+    from pixel_llm.train import loop
+    from pixel_llm.train import watchdog as watchdog_lib
 
     trainer = loop.Trainer(config, args.workdir)
     with (
       trainer.checkpoints,
-      cluster.telling(),
+      watchdog_lib.telling(),
       _bar('train', 'steps') as progress,
     ):
       try:
@@ -266,10 +269,11 @@ def train(args: argparse.Namespace) -> int:
 def _member(args: argparse.Namespace, config):
   """This process as one of the cluster that it finds, or alone."""
   from pixel_llm.train import cluster
+  from pixel_llm.train import place as place_lib
 
   place = None
   if not args.no_cluster:
-    place = cluster.find(
+    place = place_lib.find(
       args.coordinator,
       args.num_processes,
       args.process_id,
@@ -375,7 +379,7 @@ def evaluate(args: argparse.Namespace) -> None:
   config = experiment.load(args.workdir)
   report = pathlib.Path(args.workdir) / 'report.html'
   with _member(args, config) as watchdog:
-    if _cluster():
+    if _store():
       # JAX holds it back for those who have something to save.
       signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
@@ -631,8 +635,8 @@ def _bar(title: str, unit: str = ''):
     rich_progress.TextColumn('ETA'),
     rich_progress.TimeRemainingColumn(),
   )
-  cluster = _cluster()
-  first = cluster is None or cluster.is_first()
+  store = _store()
+  first = store is None or store.is_first()
   terminal = sys.stderr.isatty() or sys.stdout.isatty()
   with rich_progress.Progress(
     *columns, disable=not first or not terminal

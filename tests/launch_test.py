@@ -21,7 +21,8 @@ import yaml
 
 from pixel_llm import arguments, exits, main
 from pixel_llm.checkpoints import manager
-from pixel_llm.train import cluster, loop, results
+from pixel_llm.train import loop, results
+from pixel_llm.train import place as place_lib
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))
@@ -225,7 +226,7 @@ def test_jobset_of_gpus_is_found_by_its_variables(monkeypatch):
       value = value.replace(f'$({name})', other)
     known[entry['name']] = value
     monkeypatch.setenv(entry['name'], value)
-  place = cluster.find(timeout=1)
+  place = place_lib.find(timeout=1)
   assert place is not None
   assert (place.coordinator, place.count, place.index) == (
     'run-workers-0-0.run:8482',

@@ -3,7 +3,7 @@
 
 import pytest
 
-from pixel_llm import main
+from pixel_llm import exits, main
 from pixel_llm import predictor as predictor_lib
 
 
@@ -45,3 +45,11 @@ def test_reading_has_no_decoding_options(capsys):
     main.main(['refer', 'a.png', 'x', '--workdir', 'r', '--seed', '1'])
   assert end.value.code == 2
   assert '--seed' in capsys.readouterr().err
+
+
+def test_help_says_the_exit_codes(capsys):
+  with pytest.raises(SystemExit):
+    main.main(['--help'])
+  said = ' '.join(capsys.readouterr().out.split())
+  assert f'{exits.PREEMPTED} stopped by a signal' in said
+  assert f'{exits.STALLED} stood still' in said

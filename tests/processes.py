@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real processes of one cluster on this machine, and a run for them."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,10 +11,8 @@ import subprocess
 import sys
 
 import scene_records
-import tiny
 
 from pixel_llm import config as config_lib
-from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.train import experiment, optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,6 +30,15 @@ def free_port() -> int:
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     return s.getsockname()[1]
+
+
+def training(config_file, *rest):
+  """Arguments of Python for `pixel-llm train` of a config."""
+  workdir = config_file.parent / 'run'
+  return [
+    *('-m', 'pixel_llm', 'train', '--config', config_file),
+    *('--workdir', workdir, *rest),
+  ]
 
 
 def together(arguments, timeout=120, env=ENV, before=None):
@@ -74,25 +82,10 @@ def flags(count, index, port, timeout=60):
 
 def config(root: pathlib.Path, **loop) -> experiment.ExperimentConfig:
   """A run of the smallest network; its data is made below `root`."""
-  annotations = scene_records.make(root, seed=1, train=6, val=3)
-  lines = (annotations / 'scenes_train_localized_narratives.jsonl').read_text()
-  texts = [json.loads(line)['caption'] for line in lines.splitlines()]
-  vocabulary_lib.train(texts, str(root / 'v.model'), 64)
-  size = {'batch': 4, 'regions': 2, 'context': 6, 'length': 12}
-  return experiment.ExperimentConfig(
-    model=tiny.model_config(64),
-    data=experiment.DataConfig(
-      records={'scenes_narratives': str(root / 'narratives')},
-      vocabulary=str(root / 'v.model'),
-      extra_ids=0,
-      image=32,
-      streams={'narrate': experiment.StreamConfig('scenes_narrate', **size)},
-    ),
+  return dataclasses.replace(
+    scene_records.experiment(root, ('narrate',), batch=4),
     optimizer=optimizer.OptimizerConfig(warmup_steps=2),
     loop=experiment.LoopConfig(**loop),
-    eval=experiment.EvalConfig(
-      tasks={'scenes_narrate': experiment.EvalTaskConfig(**size)}
-    ),
   )
 
 

@@ -2,9 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of a few scenes, by the real path from annotation files."""
 
+import json
 import pathlib
 
+import tiny
+
+from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.data import build, scenes
+from pixel_llm.train import experiment as experiment_lib
 
 
 def make(root: pathlib.Path, seed: int, train: int, val: int) -> pathlib.Path:
@@ -45,3 +50,40 @@ def make(root: pathlib.Path, seed: int, train: int, val: int) -> pathlib.Path:
         **extras,
       )
   return annotations
+
+
+def experiment(
+  root: pathlib.Path,
+  tasks: tuple[str, ...] = ('narrate', 'refer'),
+  train: int = 6,
+  batch: int = 8,
+) -> experiment_lib.ExperimentConfig:
+  """The smallest network on scenes made below `root`.
+
+  Each task is a stream, and an evaluation, by its name; all else is as by
+  default.
+  """
+  annotations = make(root, seed=1, train=train, val=3)
+  lines = (annotations / 'scenes_train_localized_narratives.jsonl').read_text()
+  texts = [json.loads(line)['caption'] for line in lines.splitlines()]
+  path = str(root / 'v.model')
+  vocabulary_lib.train(texts, path, 64)
+  size = {'batch': batch, 'regions': 2, 'context': 6, 'length': 12}
+  folders = {'narrate': 'narratives', 'refer': 'refer'}
+  return experiment_lib.ExperimentConfig(
+    model=tiny.model_config(64),
+    data=experiment_lib.DataConfig(
+      records={f'scenes_{folders[t]}': str(root / folders[t]) for t in tasks},
+      vocabulary=path,
+      extra_ids=0,
+      image=32,
+      streams={
+        t: experiment_lib.StreamConfig(f'scenes_{t}', **size) for t in tasks
+      },
+    ),
+    eval=experiment_lib.EvalConfig(
+      tasks={
+        f'scenes_{t}': experiment_lib.EvalTaskConfig(**size) for t in tasks
+      }
+    ),
+  )

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from pixel_llm import config as config_lib
-from pixel_llm.checkpoints import mapping, t5_names
+from pixel_llm.checkpoints import mapping, t5_names, trees
 from pixel_llm.checkpoints import tensors as tensors_lib
 from pixel_llm.checkpoints.formats import detection
 from pixel_llm.checkpoints.tensors import Tensors
@@ -92,7 +92,7 @@ def open_sources(config: InitConfig, abstract: Any) -> dict[str, Tensors]:
     TensorFileError: a source is damaged, or of no known format.
     OSError: a source can't be read.
   """
-  expected = _flat(abstract)
+  expected = trees.flat(abstract)
   problems: list[str] = []
   result: dict[str, Tensors] = {}
   for key, source in config.sources.items():
@@ -126,12 +126,10 @@ def place(tensors: Tensors, abstract: Any) -> Any:
     OSError: a file can't be read.
     And what reading the tensors raises else.
   """
-  leaves = _flat(abstract)
+  leaves = trees.flat(abstract)
   # In the order of the files, not of the tree.
   placed = {n: _placed(t.read(), leaves[n]) for n, t in tensors.items()}
-  return jax.tree.unflatten(
-    jax.tree.structure(abstract), [placed.get(name) for name in leaves]
-  )
+  return trees.like(abstract, {n: placed.get(n) for n in leaves})
 
 
 def _placed(array, leaf) -> jax.Array:
@@ -232,13 +230,6 @@ def _together(
 
 def _found(regexes: tuple[str, ...], name: str) -> bool:
   return any(re.search(regex, name) for regex in regexes)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(keys, simple=True, separator='/'): leaf
-    for keys, leaf in jax.tree.leaves_with_path(tree)
-  }
 
 
 def _check_regexes(field: str, regexes: tuple[str, ...]) -> None:

@@ -33,12 +33,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pixel_llm import files
 from pixel_llm.checkpoints import digest as digest_lib
+from pixel_llm.checkpoints import trees
 from pixel_llm.checkpoints.formats import orbax
 
 _PARAMS, _TRAIN, _METADATA = 'params', 'train', 'metadata'
@@ -47,8 +47,6 @@ _BASE = 'base'
 _DIGESTS = 'digests.json'
 _POLL_SECONDS = 0.2
 _LEAST_SECONDS = 60.0
-# How many names an error about a tree lists of each kind.
-_LISTED = 20
 
 State = TypeVar('State')
 
@@ -262,17 +260,17 @@ class CheckpointManager:
       raise CheckpointError(
         f'{self.directory}: step {step} is already saved there.'
       )
-    params = _flat(state.params)
+    params = trees.flat(state.params)
     if trainable is not None and self._config.frozen == 'once':
-      mask = _flat(trainable)
+      mask = trees.flat(trainable)
       frozen = {n: x for n, x in params.items() if not mask[n]}
       if 0 < len(frozen) < len(params):
         params = {n: x for n, x in params.items() if mask[n]}
         metadata = {**metadata, _BASE: self._write_base(session, frozen)}
     items = ocp.args.Composite(
       **{
-        _PARAMS: ocp.args.StandardSave(_unflat(params)),
-        _TRAIN: ocp.args.StandardSave(_nested(_rest(state))),
+        _PARAMS: ocp.args.StandardSave(trees.unflat(params)),
+        _TRAIN: ocp.args.StandardSave(trees.nested(_rest(state))),
         _METADATA: ocp.args.JsonSave(metadata),
       }
     )
@@ -295,7 +293,7 @@ class CheckpointManager:
           ),
         )
         writer.save(
-          path, args=ocp.args.StandardSave(_unflat(frozen)), force=True
+          path, args=ocp.args.StandardSave(trees.unflat(frozen)), force=True
         )
       session.base = digest
     return session.base
@@ -578,7 +576,7 @@ class CheckpointManager:
     return steps[-1] if step is None else step
 
   def _restore(
-    self, step: int | None, trees: dict[str, Any], cast: bool
+    self, step: int | None, items: dict[str, Any], cast: bool
   ) -> dict[str, Any]:
     step = self._existing(step)
     manager = self._opened()
@@ -586,17 +584,17 @@ class CheckpointManager:
       on_disk = {k: v.tree for k, v in manager.item_metadata(step).items() if v}
       base = self._read_metadata(manager, step).get(_BASE)
     shared = {}
-    if base is not None and _PARAMS in trees:
+    if base is not None and _PARAMS in items:
       shared = self._base_metadata(step, base)
     with self._reading(step):
-      for item, tree in trees.items():
+      for item, tree in items.items():
         saved = on_disk.get(item)
         if saved is None:
           raise CheckpointError(
             f'{self.directory}: step {step} has no item {item!r}.'
           )
-        saved = _flat(saved) | (shared if item == _PARAMS else {})
-        message = _difference(_flat(tree), saved, cast)
+        saved = trees.flat(saved) | (shared if item == _PARAMS else {})
+        message = trees.difference(trees.flat(tree), saved, cast)
         if message:
           raise CheckpointError(
             f'{self.directory}: {item} of step {step} do not fit the model. '
@@ -605,25 +603,25 @@ class CheckpointManager:
       wanted = {
         item: {
           name: _placed(leaf)
-          for name, leaf in _flat(tree).items()
+          for name, leaf in trees.flat(tree).items()
           if item != _PARAMS or name not in shared
         }
-        for item, tree in trees.items()
+        for item, tree in items.items()
       }
       args = {
-        item: ocp.args.StandardRestore(_unflat(flat))
+        item: ocp.args.StandardRestore(trees.unflat(flat))
         for item, flat in wanted.items()
       }
       restored = manager.restore(step, args=ocp.args.Composite(**args))
-      found = {item: _flat(restored[item]) for item in trees}
+      found = {item: trees.flat(restored[item]) for item in items}
     if base is not None and shared:
       found[_PARAMS] |= self._restore_base(
         step,
         base,
-        {n: x for n, x in _flat(trees[_PARAMS]).items() if n in shared},
+        {n: x for n, x in trees.flat(items[_PARAMS]).items() if n in shared},
         shared,
       )
-    return {item: _like(tree, found[item]) for item, tree in trees.items()}
+    return {item: trees.like(tree, found[item]) for item, tree in items.items()}
 
   def _base_metadata(self, step: int, base: str) -> dict[str, Any]:
     path = orbax.base(self.directory, base)
@@ -634,7 +632,7 @@ class CheckpointManager:
       ) as r,
     ):
       metadata: Any = r.metadata(path).item_metadata
-      return _flat(metadata.tree)
+      return trees.flat(metadata.tree)
 
   def _restore_base(
     self, step: int, base: str, wanted: dict[str, Any], saved: dict[str, Any]
@@ -646,8 +644,8 @@ class CheckpointManager:
         ocp.Checkpointer(ocp.StandardCheckpointHandler())
       ) as r,
     ):
-      placed = _unflat({n: _placed(leaf) for n, leaf in wanted.items()})
-      found = _flat(r.restore(path, args=ocp.args.StandardRestore(placed)))
+      placed = trees.unflat({n: _placed(leaf) for n, leaf in wanted.items()})
+      found = trees.flat(r.restore(path, args=ocp.args.StandardRestore(placed)))
       if any(found[n].dtype != saved[n].dtype for n in found):
         return found  # cast
       digest = digest_lib.digest(found)
@@ -721,60 +719,9 @@ def _rest(state: Any) -> Any:
   return dataclasses.replace(state, params=None)
 
 
-def _flat(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(keys, simple=True, separator='/'): leaf
-    for keys, leaf in jax.tree.leaves_with_path(tree)
-  }
-
-
-def _nested(tree: Any) -> dict[str, Any]:
-  # Plain dicts: on disk there is no trace of the classes of the optimizer, nor
-  # of its empty nodes.
-  return _unflat(_flat(tree))
-
-
-def _unflat(flat: dict[str, Any]) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(flat, sep='/')
-
-
-def _like(tree: Any, flat: dict[str, Any]) -> Any:
-  return jax.tree.unflatten(
-    jax.tree.structure(tree), [flat[path] for path in _flat(tree)]
-  )
-
-
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
   place = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def _difference(
-  expected: dict[str, Any], got: dict[str, Any], cast: bool
-) -> str:
-  def described(leaf):
-    shape = tuple(leaf.shape)
-    return f'{shape}' if cast else f'{shape} {leaf.dtype}'
-
-  misshapen = [
-    f'{path}: expected {described(expected[path])}, got {described(got[path])}'
-    for path in expected
-    if path in got and described(expected[path]) != described(got[path])
-  ]
-  missing = [path for path in expected if path not in got]
-  unknown = [path for path in got if path not in expected]
-  parts = [
-    f'{title}: {"; ".join(lines[:_LISTED])}'
-    + (f' and {len(lines) - _LISTED} more' if len(lines) > _LISTED else '')
-    + '.'
-    for title, lines in (
-      ('Missing in the checkpoint', missing),
-      ('Unknown to the model', unknown),
-      ('Misshapen', misshapen),
-    )
-    if lines
-  ]
-  return ' '.join(parts)
 
 
 def _cause(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_dtypes  # noqa: F401  NumPy's bfloat16
+import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -43,7 +43,7 @@ class ImageMaps:
     manifest = self._records.manifest
     self.of: dict[str, Any] = manifest['of']
     self._maps = {
-      name: (tuple(shape), np.dtype(dtype))
+      name: (tuple(shape), jnp.dtype(dtype))  # also bfloat16
       for name, (shape, dtype) in manifest['maps'].items()
     }
 

@@ -1,19 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of one run: they find each other, must be alike, and end together.
-
-What the processes tell one another goes through the key-value store of JAX's
-distributed runtime, which lives in process 0: no device takes part, so it works
-while devices hang.
-"""
+"""Processes of one run: they must all be there, and be alike."""
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
-import dataclasses
-import faulthandler
 import hashlib
 import importlib.metadata
 import json
@@ -21,26 +13,22 @@ import os
 import pathlib
 import platform
 import re
-import signal
 import socket
 import sys
-import tempfile
-import threading
 import time
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from importlib import machinery
+from typing import Any
 
 import jax
 from etils import epath
-from jax._src import cloud_tpu_init, clusters
-from jax._src import distributed as jax_distributed
-from jax.experimental import multihost_utils
 
 from pixel_llm import config as config_lib
-from pixel_llm import exits, files
-from pixel_llm.train import experiment
+from pixel_llm import files
+from pixel_llm.train import experiment, store
+from pixel_llm.train import place as place_lib
+from pixel_llm.train import watchdog as watchdog_lib
 
 _PACKAGES = (
   'jax',
@@ -53,193 +41,13 @@ _PACKAGES = (
 )
 # What hosts may differ in: where their files lie, and how many threads read.
 # What is in the files is compared instead.
-_OWN = re.compile(r'data\.(records\..*|vocabulary)|loop\.workers')
-_ENDED, _LEFT = 'pixel_llm/ended', 'pixel_llm/left'
-_POLL_SECONDS = 1.0
-# Process 0 holds the key-value store, so it leaves last; for as long as this.
-_LINGER_SECONDS = 10.0
+_OWN = re.compile(r'data\.(records\..*|vocabulary|image_maps)|loop\.workers')
 _SHOWN = 20
 
 
-class ClusterError(ValueError):
-  """Processes that are missing, unlike one another, or not to be found."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """A process's place among the processes of a run.
-
-  Attributes:
-    coordinator: HOST:PORT of process 0, where its services listen.
-    count: processes of the run.
-    index: of this one.
-    devices: the local GPUs that are this process's; None for all it sees.
-    found: by what it was found.
-  """
-
-  coordinator: str
-  count: int
-  index: int
-  devices: tuple[int, ...] | None = None
-  found: str = ''
-
-  @property
-  def address(self) -> tuple[str, int]:
-    """Host and port of the coordinator."""
-    host, _, port = self.coordinator.rpartition(':')
-    if not host or not port.isdigit():
-      raise ClusterError(
-        f'coordinator {self.coordinator!r}: expected HOST:PORT.'
-      )
-    return host.strip('[]'), int(port)
-
-
-def find(
-  coordinator: str | None = None,
-  count: int | None = None,
-  index: int | None = None,
-  devices: Sequence[int] | None = None,
-  timeout: float = 60,
-) -> Place | None:
-  """The place that is given, or else that which the environment says.
-
-  TPU VMs (of any number of slices, also on GKE), SLURM, Open MPI and Kubernetes
-  are as `jax.distributed.initialize` finds them; pods of a JobSet say it in
-  variables (launch/gke_jobset.yaml).
-
-  Args:
-    coordinator: HOST:PORT of process 0.
-    count: processes of the run.
-    index: of this one.
-    devices: the local GPUs that are this process's.
-    timeout: seconds to wait for the coordinator's name to be known.
-
-  Returns: None for a process that is alone.
-
-  Raises:
-    ClusterError: what is given or found is not all, or does not fit.
-  """
-  found: dict[str, Any] = {}
-  if None in (coordinator, count, index):
-    found = _environment(coordinator is None, timeout)
-  given = {
-    'coordinator': coordinator,
-    'count': count,
-    'index': index,
-    'devices': None if devices is None else tuple(devices),
-  }
-  found |= {k: v for k, v in given.items() if v is not None}
-  if found.get('count') == 1 or not found.keys() - {'found'}:
-    return None
-  flags = {
-    'coordinator': '--coordinator',
-    'count': '--num-processes',
-    'index': '--process-id',
-  }
-  missing = [flag for key, flag in flags.items() if key not in found]
-  if missing:
-    raise ClusterError(
-      f'{", ".join(missing)}: neither given nor said by the environment '
-      f'({found.get("found", "no cluster found")}). --no-cluster stays alone.'
-    )
-  place = Place(**{'found': 'flags', **found})
-  if not 0 <= place.index < place.count:
-    raise ClusterError(
-      f'--process-id {place.index}: expected 0 to {place.count - 1}, as there '
-      f'are {place.count} processes.'
-    )
-  place.address  # noqa: B018  (says what is wrong with it)
-  return place
-
-
-def _environment(coordinator: bool, timeout: float) -> dict[str, Any]:
-  """Fields of `Place` as the environment says; without a cluster none."""
-  env = os.environ
-  address = env.get('JAX_COORDINATOR_ADDRESS')
-  index = env.get('JAX_PROCESS_ID')
-  # Of one slice's hosts alone, where there may be several slices.
-  if not cloud_tpu_init.running_in_cloud_tpu_vm:
-    index = index or env.get('JOB_COMPLETION_INDEX')
-  if address and 'JAX_NUM_PROCESSES' in env and index is not None:
-    return {
-      'coordinator': address,
-      'count': _number(env['JAX_NUM_PROCESSES'], 'JAX_NUM_PROCESSES'),
-      'index': _number(index, 'JAX_PROCESS_ID or JOB_COMPLETION_INDEX'),
-      'found': 'variables of JAX',
-    }
-  for kind in clusters.ClusterEnv._cluster_types:
-    if kind.opt_in_only_method or not _is_present(kind):
-      continue
-    name = kind.__name__.removesuffix('Cluster')
-    try:
-      found = {
-        'count': kind.get_process_count(),
-        'index': kind.get_process_id(),
-        'found': name,
-      }
-      if found['count'] > 1 and coordinator:
-        found['coordinator'] = address or kind.get_coordinator_address(
-          timeout_secs=int(timeout),
-          override_coordinator_port=env.get('JAX_COORDINATOR_PORT'),
-        )
-    except RuntimeError as e:
-      raise ClusterError(f'cluster of {name}: {e}') from e
-    if (own := _own_device(kind)) is not None:
-      found['devices'] = (own,)
-    return found
-  # Open MPI 5 does not say any more where it was started, which JAX goes by.
-  if env.get('OMPI_COMM_WORLD_SIZE', '1') != '1':
-    return {
-      'count': int(env['OMPI_COMM_WORLD_SIZE']),
-      'index': int(env['OMPI_COMM_WORLD_RANK']),
-      'found': 'Open MPI',
-    }
-  if 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env:
-    raise ClusterError(
-      'this is a pod of an Indexed Job, which does not say of how many: set '
-      'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES as '
-      'launch/gke_jobset.yaml does, or install the package kubernetes. '
-      '--no-cluster stays alone.'
-    )
-  return {}
-
-
-def _number(text: str, name: str) -> int:
-  if not text.isdigit():
-    raise ClusterError(f'{name}: expected a whole number, got {text!r}.')
-  return int(text)
-
-
-def _is_present(kind: type[clusters.ClusterEnv]) -> bool:
-  # Any pod is one to JAX; and without its package it warns.
-  if kind is clusters.K8sCluster and 'JOB_COMPLETION_INDEX' not in os.environ:
-    return False
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')
-    return kind.is_env_present()
-
-
-def _own_device(kind: type[clusters.ClusterEnv]) -> int | None:
-  """The GPU of a process that shares its node with others of the run.
-
-  JAX gives a process its GPU even where it is alone on its node, and where the
-  launcher has left it only one to see.
-  """
-  env = os.environ
-  local = kind.get_local_process_id()
-  if local is None or cloud_tpu_init.running_in_cloud_tpu_vm:
-    return None
-  shared = env.get(
-    'OMPI_COMM_WORLD_LOCAL_SIZE', env.get('SLURM_STEP_TASKS_PER_NODE', '2')
-  )
-  alone = re.fullmatch(r'1(\(x\d+\))?', shared)
-  seen = env.get('CUDA_VISIBLE_DEVICES', env.get('ROCR_VISIBLE_DEVICES'))
-  if alone or (seen is not None and local >= len(seen.split(','))):
-    return None
-  return local
-
-
-def join(place: Place, timeout: float = 60, heartbeat: float = 100) -> None:
+def join(
+  place: place_lib.Place, timeout: float = 60, heartbeat: float = 100
+) -> None:
   """Makes this process one of its cluster; before anything else of JAX.
 
   Args:
@@ -257,7 +65,7 @@ def join(place: Place, timeout: float = 60, heartbeat: float = 100) -> None:
     else _answer_roll_call(place, timeout)
   )
   if error:
-    raise ClusterError(error)
+    raise place_lib.ClusterError(error)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(
     place.coordinator,
@@ -272,11 +80,11 @@ def join(place: Place, timeout: float = 60, heartbeat: float = 100) -> None:
 
 @contextlib.contextmanager
 def member(
-  place: Place | None,
+  place: place_lib.Place | None,
   config: experiment.ExperimentConfig,
   workdir: epath.PathLike,
   timeout: float = 60,
-) -> Iterator[Watchdog]:
+) -> Iterator[watchdog_lib.Watchdog]:
   """This process as one of its cluster, whose processes are alike.
 
   Args:
@@ -293,7 +101,7 @@ def member(
   if place is not None:
     join(place, timeout, config.loop.heartbeat_seconds)
   stacks = epath.Path(workdir) / 'stacks'
-  with Watchdog(config.loop.stall_seconds, stacks) as watchdog:
+  with watchdog_lib.Watchdog(config.loop.stall_seconds, stacks) as watchdog:
     if place is not None:
       table = check_alike(config, workdir, place.found, timeout)
       if table:
@@ -303,21 +111,11 @@ def member(
     jax.distributed.shutdown()
 
 
-def is_first() -> bool:
-  """Whether this process speaks for all; it does when it is alone."""
-  return jax_distributed.global_state.process_id == 0
-
-
-def joined() -> bool:
-  """Whether this process is one of a cluster."""
-  return jax_distributed.global_state.client is not None
-
-
 # JAX's own start with a process missing aborts the others, and says not which.
-async def _hold_roll_call(place: Place, timeout: float) -> str:
+async def _hold_roll_call(place: place_lib.Place, timeout: float) -> str:
   """Process 0: waits for all, tells all what is wrong, or ''."""
   loop = asyncio.get_running_loop()
-  present, wrong = {0: _host()}, loop.create_future()
+  present, wrong = {0: store.host()}, loop.create_future()
   verdict: asyncio.Future[str] = loop.create_future()
   callers: set[asyncio.Task] = set()
 
@@ -358,7 +156,7 @@ async def _hold_roll_call(place: Place, timeout: float) -> str:
   try:
     server = await asyncio.start_server(call, None, place.address[1])
   except OSError as e:
-    raise ClusterError(
+    raise place_lib.ClusterError(
       f'coordinator {place.coordinator}: process 0 can not listen there: '
       f'{os.strerror(e.errno) if e.errno else e}.'
     ) from e
@@ -384,9 +182,9 @@ async def _end_of(reader: asyncio.StreamReader) -> None:
     await reader.read()
 
 
-def _answer_roll_call(place: Place, timeout: float) -> str:
+def _answer_roll_call(place: place_lib.Place, timeout: float) -> str:
   """Another process: says that it is there, and hears what is wrong."""
-  said = {'index': place.index, 'count': place.count, 'host': _host()}
+  said = {'index': place.index, 'count': place.count, 'host': store.host()}
   deadline = time.monotonic() + timeout
   while True:
     left = deadline - time.monotonic()
@@ -402,7 +200,7 @@ def _answer_roll_call(place: Place, timeout: float) -> str:
     except OSError as e:
       why = e.strerror or str(e)
     if left < 0:
-      raise ClusterError(
+      raise place_lib.ClusterError(
         f'process 0 did not start within {timeout:g} seconds: no answer at '
         f'{place.coordinator} ({why}).'
       )
@@ -453,20 +251,20 @@ def _shared(workdir: epath.Path, timeout: float) -> Iterator[str]:
 
   Else that it does not, which makes it unlike process 0.
   """
-  client, key = _client(), 'pixel_llm/workdir'
-  if is_first():
+  key = 'pixel_llm/workdir'
+  if store.is_first():
     mark = f'.{uuid.uuid4().hex}'
     files.write(workdir / mark, '')
-    client.key_value_set(key, f'{mark} {workdir}')
+    store.put(key, f'{mark} {workdir}')
     try:
       yield str(workdir)
     finally:
       (workdir / mark).unlink()
     return
-  said = _told(client, key, time.monotonic() + timeout)
+  said = store.told(key, time.monotonic() + timeout)
   mark, _, there = (said or '').partition(' ')
   # Network file systems take their time.
-  deadline = time.monotonic() + min(timeout / 4, _LINGER_SECONDS)
+  deadline = time.monotonic() + min(timeout / 4, watchdog_lib.LINGER_SECONDS)
   while not (found := bool(said) and (workdir / mark).exists()):
     if time.monotonic() > deadline:
       break
@@ -494,12 +292,33 @@ def _facts(config: experiment.ExperimentConfig) -> dict[str, str]:
       )
       for key, directory in config.data.records.items()
     },
+    'data.image_maps': _maps_digest(config.data.image_maps),
+    **{f'module {name}': _module_digest(name) for name in config.data.modules},
     **{
       f'config {path}': repr(value)
       for path, value in leaves
       if not _OWN.fullmatch(path)
     },
   }
+
+
+def _maps_digest(directory: str | None) -> str:
+  if not directory:
+    return 'none'
+  root = pathlib.Path(directory)
+  return _digest(sorted(root.rglob('*.manifest.json')), root)
+
+
+def _module_digest(name: str) -> str:
+  """Of a user's module, or of all of the package that it is in."""
+  top = name.partition('.')[0]
+  spec = machinery.PathFinder.find_spec(top, [os.getcwd(), *sys.path])
+  if spec is None or spec.origin is None:  # the trainer says so
+    return 'none'
+  path = pathlib.Path(spec.origin)
+  if not spec.submodule_search_locations:
+    return _digest([path])
+  return _digest(sorted(path.parent.rglob('*.py')), path.parent)
 
 
 def _digest(paths: Sequence[Any], root: pathlib.Path | None = None) -> str:
@@ -522,19 +341,20 @@ def _compare(
 
   Returns: the facts of each, with its host; on other processes than 0 nothing.
   """
-  state, client = jax_distributed.global_state, _client()
-  mine = json.dumps({'host': _host(), **facts})
-  client.key_value_set(f'pixel_llm/{stage}/{state.process_id}', mine)
+  mine = json.dumps({'host': store.host(), **facts})
+  store.put(f'pixel_llm/{stage}/{store.index()}', mine)
   deadline = time.monotonic() + timeout
   verdict = f'pixel_llm/{stage}/verdict'
-  if state.process_id:
-    said = _told(client, verdict, deadline + timeout)
+  if store.index():
+    said = store.told(verdict, deadline + timeout)
     if said is None:
-      raise ClusterError('process 0 says no more whether all are alike.')
+      raise place_lib.ClusterError(
+        'process 0 says no more whether all are alike.'
+      )
   else:
     values = [
-      _told(client, f'pixel_llm/{stage}/{i}', deadline)
-      for i in range(state.num_processes)
+      store.told(f'pixel_llm/{stage}/{i}', deadline)
+      for i in range(store.count())
     ]
     silent = [i for i, value in enumerate(values) if value is None]
     found = [json.loads(value) for value in values if value is not None]
@@ -543,18 +363,10 @@ def _compare(
       if silent
       else differences(found)
     )
-    client.key_value_set(verdict, said)
+    store.put(verdict, said)
   if said:
-    raise ClusterError(f'the processes are not alike:\n  {said}')
-  return [] if state.process_id else found
-
-
-def _told(client: Any, key: str, deadline: float) -> str | None:
-  left = max(1, int(1000 * (deadline - time.monotonic())))
-  try:
-    return client.blocking_key_value_get(key, left)
-  except jax.errors.JaxRuntimeError:
-    return None
+    raise place_lib.ClusterError(f'the processes are not alike:\n  {said}')
+  return [] if store.index() else found
 
 
 def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
@@ -599,237 +411,7 @@ def _table(
   )
 
 
-def total(name: str, count: int) -> int:
-  """The sum of what all processes have said last; waits for none of them."""
-  if not joined():
-    return count
-  index = jax_distributed.global_state.process_id
-  key = f'pixel_llm/total/{name}'
-  _client().key_value_set(f'{key}/{index}', str(count), allow_overwrite=True)
-  return sum(map(int, _all(key).values()))
-
-
-class Watchdog:
-  """Ends this process when its run stands still, or has ended elsewhere.
-
-  A context; a thread looks. When no step finishes for a time, the stacks of all
-  threads go to stderr and a file, on all processes, and all exit with
-  `exits.STALLED`. When another process has failed, this one does not wait for
-  it.
-
-  Args:
-    seconds: without a finished step until it is a stall; 0 for never.
-    folder: of the files of stacks, one a process.
-  """
-
-  def __init__(self, seconds: float, folder: epath.PathLike):
-    self._seconds, self._folder = seconds, epath.Path(folder)
-    self._stop = threading.Event()
-    self._running: collections.deque[tuple[int, Any]] = collections.deque()
-    self._last, self._step = time.monotonic(), 0
-    self._thread = threading.Thread(
-      target=self._watch, name='watchdog', daemon=True
-    )
-
-  def __enter__(self) -> Watchdog:
-    self._last = time.monotonic()
-    self._thread.start()
-    return self
-
-  def __exit__(self, error: Any, *_: Any) -> None:
-    if error and joined():
-      # It may come of another's end, whose own word says more.
-      time.sleep(2 * _POLL_SECONDS)
-    self._stop.set()
-    self._thread.join()
-
-  def begun(self, step: int, result: jax.Array) -> None:
-    """A step is under way, and has finished when its result is there."""
-    self._running.append((step, result))
-
-  def alive(self, *_: Any) -> None:
-    """Something else than a step goes on."""
-    self._last = time.monotonic()
-
-  def _watch(self) -> None:
-    poll = min(_POLL_SECONDS, self._seconds / 4 or _POLL_SECONDS)
-    while not self._stop.wait(poll):
-      while self._running and self._running[0][1].is_ready():
-        self._step = self._running.popleft()[0]
-        self._last = time.monotonic()
-      for end in _ended().values():
-        _say(f'process {end.index} ({end.host}): {end.message}')
-        if end.code == exits.STALLED:
-          self._dump()
-        _leave(end)
-      if self._seconds and time.monotonic() - self._last > self._seconds:
-        end = _end(
-          exits.STALLED,
-          f'no step finished for {self._seconds:g} seconds '
-          f'(loop.stall_seconds), the last was {self._step}; stacks of all '
-          f'threads are in {self._folder}',
-        )
-        # Before this one's are written, so that they are of the same moment.
-        _tell(end)
-        _say(f'process {end.index} ({end.host}): {end.message}')
-        self._dump()
-        _leave(end)
-
-  def _dump(self) -> None:
-    faulthandler.dump_traceback(sys.__stderr__ or 2)
-    with tempfile.TemporaryFile() as file:
-      faulthandler.dump_traceback(file)
-      file.seek(0)
-      stacks = file.read()
-    name = f'{jax_distributed.global_state.process_id}.txt'
-    # What hangs may be the very file system.
-    writer = threading.Thread(
-      target=_try_write, args=(self._folder / name, stacks), daemon=True
-    )
-    writer.start()
-    writer.join(_LINGER_SECONDS)
-
-
-def _try_write(path: epath.Path, data: bytes) -> None:
-  try:
-    files.write(path, data)
-  except OSError as e:
-    _say(f'{path}: {e.strerror}')
-
-
-class Stop:
-  """Turns SIGTERM and SIGINT into a wish that a loop reads; a context.
-
-  Of several processes any may be asked. JAX, which then handles SIGTERM, agrees
-  on a step while steps go on.
-
-  Attributes:
-    asked: the signal, once `at` has said so.
-  """
-
-  asked: str = ''
-
-  def __enter__(self):
-    self._before = {}
-    alone = jax.process_count() == 1
-    for number in (signal.SIGTERM, signal.SIGINT)[0 if alone else 1 :]:
-      # Outside of the main thread the caller handles signals.
-      with contextlib.suppress(ValueError):
-        self._before[number] = signal.signal(number, self._ask)
-    return self
-
-  def _ask(self, number, _):
-    if jax.process_count() > 1:
-      os.kill(os.getpid(), signal.SIGTERM)
-    else:
-      self.asked = signal.Signals(number).name
-
-  def at(self, step: int) -> bool:
-    """Whether to stop after this step; equal on all processes."""
-    if multihost_utils.reached_preemption_sync_point(step):
-      self.asked = 'SIGTERM of a process'
-    return bool(self.asked)
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-
-@dataclasses.dataclass(frozen=True)
-class _End:
-  """Why a process ended first, and the others after it."""
-
-  code: int
-  index: int
-  host: str
-  message: str
-
-
-def _end(code: int, message: str) -> _End:
-  return _End(code, jax_distributed.global_state.process_id, _host(), message)
-
-
-@contextlib.contextmanager
-def telling() -> Iterator[None]:
-  """Has the others end when this fails, before what is around waits for them.
-
-  As a save does that is under way.
-  """
-  try:
-    yield
-  except Exception as e:
-    _tell(_end(exits.FAILED, str(e) or type(e).__name__))
-    raise
-
-
-def leave(code: int, message: str) -> NoReturn:
-  """Ends this process, and has the others of its cluster end too.
-
-  JAX would wait for the others first, which wait for this one.
-  """
-  _leave(_end(code, message))
-
-
-def _leave(end: _End) -> NoReturn:
-  _tell(end)
-  state = jax_distributed.global_state
-  if joined():
-    _set(f'{_LEFT}/{state.process_id}', '')
-    # The others look around before what they wait for is gone; and last goes
-    # process 0, as it holds the store.
-    deadline = time.monotonic() + _LINGER_SECONDS
-    while len(_all(_LEFT)) < state.num_processes:
-      if time.monotonic() > deadline:
-        break
-      time.sleep(0.1)
-    if state.process_id == 0:
-      time.sleep(1)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(end.code)
-
-
-def _tell(end: _End) -> None:
-  if joined():
-    index = jax_distributed.global_state.process_id
-    _set(f'{_ENDED}/{index}', json.dumps(dataclasses.asdict(end)))
-
-
-def _ended() -> dict[int, _End]:
-  """Why other processes have ended, by their index."""
-  found = {k: _End(**json.loads(v)) for k, v in _all(_ENDED).items()}
-  found.pop(jax_distributed.global_state.process_id, None)
-  return found
-
-
-def _set(key: str, value: str) -> None:
-  # What is there first stays; the store may be gone.
-  with contextlib.suppress(jax.errors.JaxRuntimeError):
-    _client().key_value_set(key, value)
-
-
-def _all(prefix: str) -> dict[int, str]:
-  """What processes have set below a prefix, by their index."""
-  try:
-    told = _client().key_value_dir_get(f'{prefix}/') if joined() else []
-  except jax.errors.JaxRuntimeError:  # JAX itself ends us
-    told = []
-  return {int(key.rpartition('/')[2]): value for key, value in told}
-
-
-def _client() -> Any:
-  return jax_distributed.global_state.client
-
-
-def _host() -> str:
-  return socket.gethostname()
-
-
 def _some(items: Sequence[int | str]) -> str:
   more = len(items) - _SHOWN
   listed = ', '.join(map(str, items[:_SHOWN]))
   return f'{listed} and {more} more' if more > 0 else listed
-
-
-def _say(line: str) -> None:
-  print(f'pixel-llm: {line}', file=sys.stderr, flush=True)

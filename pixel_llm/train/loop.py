@@ -29,19 +29,20 @@ from pixel_llm.data import datasets, registry
 from pixel_llm.data import loader as loader_lib
 from pixel_llm.model import pixel_llm
 from pixel_llm.train import (
-  cluster,
   evaluate,
   experiment,
   guard,
   parameters,
   precompute,
   results,
+  store,
   telemetry,
   writers,
 )
 from pixel_llm.train import optimizer as optimizer_lib
 from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
+from pixel_llm.train import watchdog as watchdog_lib
 
 Log = Callable[[str], None]
 # (step, stream, metrics).
@@ -323,7 +324,7 @@ class Trainer:
   def train(
     self,
     progress: Progress | None = None,
-    watchdog: cluster.Watchdog | None = None,
+    watchdog: watchdog_lib.Watchdog | None = None,
   ) -> state_lib.TrainState:
     """Runs to the last step, from wherever the workdir is.
 
@@ -367,7 +368,7 @@ class Trainer:
     judge = guard.Judge(
       loop.on_bad_step == 'skip', int(state.opt_state.skipped)
     )
-    stop = cluster.Stop()
+    stop = watchdog_lib.Stop()
     profiler = telemetry.Profiler(
       os.path.join(self.workdir, 'profile'), loop.profile, self._log
     )
@@ -418,7 +419,7 @@ class Trainer:
             values['skipped'] = float(judge.skipped)
             damaged = loader.damaged
             values['damaged_examples'] = float(
-              cluster.total('damaged', len(damaged))
+              store.total('damaged', len(damaged))
             )
             for message in damaged[reported:]:
               self._say(f'passed over: {message}')

@@ -37,6 +37,19 @@ class State:
   opt_state: Any
 
 
+def kill_itself(source, *arguments):
+  """Runs a program that must end by its own SIGKILL."""
+  process = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(source), *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=False,
+  )
+  assert process.returncode == -signal.SIGKILL, process.stderr
+
+
 def make_state(seed=0, width=16):
   rng = np.random.default_rng(seed)
 
@@ -516,15 +529,7 @@ def test_killed_in_a_save(tmp_path):
       m.save(2, State(jnp.int32(1), {'w': jnp.ones(8)}))
       m.wait()
   """
-  process = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(source), str(tmp_path)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=100,
-    check=False,
-  )
-  assert process.returncode == -signal.SIGKILL, process.stderr
+  kill_itself(source, tmp_path)
   left = [p for p in os.listdir(tmp_path) if p != '1']
   assert len(left) == 1 and left[0].startswith('2.'), left
 
@@ -564,15 +569,7 @@ def test_killed_around_the_base(tmp_path, at):
       m.save(1, State(jnp.int32(1), params), None, {'v': True, 'w': False})
       m.wait()
   """
-  process = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(source), str(tmp_path), at],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=100,
-    check=False,
-  )
-  assert process.returncode == -signal.SIGKILL, process.stderr
+  kill_itself(source, tmp_path, at)
   complete = [p for p in tmp_path.iterdir() if 'tmp' not in p.name]
   assert len(complete) == (0 if at == 'base' else 1)
   params = {'v': jnp.zeros(4), 'w': jnp.arange(8.0)}

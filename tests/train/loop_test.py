@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 import scene_records
-import tiny
 from PIL import Image
 
 from pixel_llm import config as config_lib
@@ -31,44 +30,15 @@ STEPS = 8
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  root = tmp_path_factory.mktemp('run')
-  annotations = scene_records.make(root, seed=1, train=6, val=3)
-  texts = [
-    json.loads(line)['caption']
-    for line in (annotations / 'scenes_train_localized_narratives.jsonl')
-    .read_text()
-    .splitlines()
-  ]
-  path = str(root / 'v.model')
-  vocabulary_lib.train(texts, path, 64)
-  size = {'batch': 8, 'regions': 2, 'context': 6, 'length': 12}
-  return experiment.ExperimentConfig(
-    model=tiny.model_config(64),
-    data=experiment.DataConfig(
-      records={
-        'scenes_narratives': str(root / 'narratives'),
-        'scenes_refer': str(root / 'refer'),
-      },
-      vocabulary=path,
-      extra_ids=0,
-      image=32,
-      streams={
-        'narrate': experiment.StreamConfig('scenes_narrate', **size),
-        'refer': experiment.StreamConfig('scenes_refer', **size),
-      },
-    ),
+  config = scene_records.experiment(tmp_path_factory.mktemp('run'))
+  return dataclasses.replace(
+    config,
     optimizer=optimizer.OptimizerConfig(
       warmup_steps=2, freeze=('sam/positions',)
     ),
     checkpoint=manager.CheckpointConfig(keep_last=10),
     loop=experiment.LoopConfig(steps=STEPS, log_every=4, checkpoint_every=4),
-    eval=experiment.EvalConfig(
-      tasks={
-        'scenes_narrate': experiment.EvalTaskConfig(**size),
-        'scenes_refer': experiment.EvalTaskConfig(**size),
-      },
-      targets=('narrate/point_l1 <= 0.5',),
-    ),
+    eval=dataclasses.replace(config.eval, targets=('narrate/point_l1 <= 0.5',)),
   )
 
 

@@ -8,11 +8,9 @@ import jax
 import numpy as np
 import pytest
 import scene_records
-import tiny
 
 from pixel_llm import augmentation
 from pixel_llm import config as config_lib
-from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.train import experiment, loop, optimizer, precompute
 
 TRAIN = 7
@@ -21,25 +19,12 @@ TRAIN = 7
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   root = tmp_path_factory.mktemp('maps')
-  scene_records.make(root, seed=1, train=TRAIN, val=1)
-  path = str(root / 'v.model')
-  vocabulary_lib.train(['a red ring', 'the blue star'] * 9, path, 30)
-  shape = dict(batch=8, regions=2, context=6, length=12)
-  return experiment.ExperimentConfig(
-    model=tiny.model_config(64),
-    data=experiment.DataConfig(
-      records={
-        'scenes_narratives': str(root / 'narratives'),
-        'scenes_refer': str(root / 'refer'),
-      },
-      vocabulary=path,
-      extra_ids=0,
-      image=32,
+  config = scene_records.experiment(root, train=TRAIN)
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(
+      config.data,
       augmentation={'scenes_refer': augmentation.Augmentation(flip=0.5)},
-      streams={
-        'narrate': experiment.StreamConfig('scenes_narrate', **shape),
-        'refer': experiment.StreamConfig('scenes_refer', **shape),
-      },
       image_maps=str(root / 'maps'),
     ),
     optimizer=optimizer.OptimizerConfig(freeze=('^sam/',)),
