@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pixel_llm import sharding
 from pixel_llm.checkpoints import manager as manager_lib
 from pixel_llm.checkpoints import tensors as tensors_lib
+from pixel_llm.checkpoints import trees
 from pixel_llm.checkpoints.formats import orbax
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -259,7 +260,7 @@ def test_frozen_parameters_are_written_once(tmp_path):
     for folder in (tmp_path / str(step), tmp_path / str(step) / 'params'):
       tensors = orbax.read(folder)
       found = tensors_lib.part(tensors, 'params/') or tensors
-      for name, x in manager_lib._flat(whole.params).items():
+      for name, x in trees.flat(whole.params).items():
         np.testing.assert_array_equal(found[name].read(), np.asarray(x))
 
 

@@ -20,7 +20,7 @@ from pixel_llm import image as image_lib
 from pixel_llm import main, pictures, sharding, weights
 from pixel_llm import predictor as predictor_lib
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.checkpoints import initialization, manager
+from pixel_llm.checkpoints import initialization, manager, trees
 from pixel_llm.checkpoints.formats import safetensors
 from pixel_llm.checkpoints.tensors import of_array
 from pixel_llm.train import experiment, loop, optimizer, results
@@ -509,10 +509,10 @@ def test_what_no_source_gives_is_drawn_as_ever(config, exported, tmp_path):
   )
   trainer = make(partial, tmp_path / 'partial')
   with trainer.checkpoints:
-    got = manager._flat(trainer.restore_or_create().params)
+    got = trees.flat(trainer.restore_or_create().params)
   trainer = make(config, tmp_path / 'fresh')
   with trainer.checkpoints:
-    fresh = manager._flat(trainer.restore_or_create().params)
+    fresh = trees.flat(trainer.restore_or_create().params)
   source = safetensors.read(exported)
   taken = {n for n in got if n.startswith('t5/') and '/layers/mlp/' not in n}
   assert 10 < len(taken) < len(got) - 10
