@@ -332,7 +332,7 @@ def optimizer(config: experiment.ExperimentConfig, steps: int) -> Any:
   def frozen(params):
     return jax.tree.map(operator.not_, trained(params))
 
-  ours = optimizer_lib.make(config.optimizer, steps, _abstract(config))
+  ours = optimizer_lib.unguarded(config.optimizer, steps, _abstract(config))
   return optimizers.OptaxWrapper(
     optax.chain(
       optax.masked(ours, trained), optax.masked(optax.set_to_zero(), frozen)

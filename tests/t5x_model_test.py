@@ -224,7 +224,7 @@ def initializer(model, optimizer_def=None):
 def features(config, vocab_size=64):
   sizes = config.data.sizes(config.data.streams['all'])
   batch = dataclasses.asdict(tiny.random_batch(sizes, vocab_size=vocab_size))
-  return {k: v for k, v in batch.items() if v.size}
+  return {k: v for k, v in batch.items() if v is not None and v.size}
 
 
 def text_only(root):

@@ -254,7 +254,25 @@ def make(
   withhold: bool = False,
   spike: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-  """The optimizer of the trainable part of `params`, in a `guard`.
+  """`unguarded` in a `guard`.
+
+  Args:
+    config: the numbers.
+    steps: of the whole training.
+    params: the full tree, abstract or not; read for its paths only.
+    withhold: bad steps change nothing; see `guard.guarded`.
+    spike: what is one.
+
+  Raises:
+    ConfigError: as `unguarded`.
+  """
+  return guard.guarded(unguarded(config, steps, params), withhold, spike)
+
+
+def unguarded(
+  config: OptimizerConfig, steps: int, params: Any
+) -> optax.GradientTransformation:
+  """The optimizer of the trainable part of `params`.
 
   Clipping sees the trainable gradients only. Multipliers scale the whole
   update, weight decay included, as a learning rate of its own would.
@@ -263,8 +281,6 @@ def make(
     config: the numbers.
     steps: of the whole training.
     params: the full tree, abstract or not; read for its paths only.
-    withhold: bad steps change nothing; see `guard.guarded`.
-    spike: what is one.
 
   Returns:
     A transformation over the trainable tree that `state.split` gives.
@@ -334,7 +350,7 @@ def make(
     parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
   if config.ema:
     parts.append(_averaging(config.ema))
-  return guard.guarded(optax.chain(*parts), withhold, spike)
+  return optax.chain(*parts)
 
 
 class AverageState(NamedTuple):
