@@ -14,7 +14,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
-Kind: TypeAlias = Literal['narrate', 'refer', 'caption_at']
+from pixel_llm import masks
+
+Kind: TypeAlias = Literal[
+  'narrate', 'caption', 'caption_at', 'refer', 'segment', 'dense_caption'
+]
+# Questions whose answer has a box, or none if the thing is not there.
+FINDS = ('refer', 'segment')
+# From this confidence on what was asked for is taken to be there.
+THERE = 0.5
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -33,6 +41,11 @@ class Word:
   text: str
   points_orig: tuple[Point, ...] = ()
   score: float = 0.0
+
+  @property
+  def confidence(self) -> float:
+    """Probability of the word."""
+    return min(math.exp(self.score), 1.0)
 
   @property
   def center_orig(self) -> Point | None:
@@ -56,16 +69,24 @@ class Prediction:
   """What was said of one image, or what should have been said.
 
   Attributes:
-    kind: what was asked: 'narrate', 'refer' or 'caption_at'.
+    kind: what was asked.
     image: path or id of the image.
     size_orig: (height, width) of the upright file, pixels.
-    text: the whole answer; empty for refer.
+    text: the whole answer; empty for refer and segment.
     words: the words of `text` in order, each with its place.
-    box_orig: the box answered (refer), xyxy, pixels of the original file.
-    prompt: the text asked about: the expression of refer.
+    box_orig: the box answered (refer, segment, dense_caption), xyxy, pixels of
+      the original file.
+    prompt: the text asked about: the expression of refer and segment.
     prompt_box_orig: the box asked about (caption_at), xyxy, pixels of the
       original file.
     score: log probability of the answer as decoding ranks it.
+    prompt_points_orig: the points asked about (caption_at), xy, pixels of the
+      original file.
+    mask_orig: the pixels answered (segment), on the upright file, as in
+      `masks`.
+    confidence: in [0, 1], None where the network has no say: of refer and
+      segment the probability that it is there, of dense_caption that there is a
+      thing, of a text the geometric mean of its tokens' probabilities.
   """
 
   kind: Kind
@@ -77,6 +98,18 @@ class Prediction:
   prompt: str = ''
   prompt_box_orig: Box | None = None
   score: float = 0.0
+  prompt_points_orig: tuple[Point, ...] = ()
+  mask_orig: bytes | None = None
+  confidence: float | None = None
+
+  @property
+  def is_absent(self) -> bool:
+    """Whether what was asked for is taken not to be in the image."""
+    return (
+      self.kind in FINDS
+      and self.confidence is not None
+      and self.confidence < THERE
+    )
 
   def __post_init__(self) -> None:
     if self.kind not in get_args(Kind):
@@ -93,12 +126,11 @@ class Prediction:
   def to_json(self) -> dict[str, Any]:
     """The answer as plain JSON values, for users and for files.
 
-    Keys: `kind`, `image`, `image_size` {`width`, `height`}, `text`, `score`,
-    `prompt`, `prompt_box`, `box`, and `words`, a list of {`text`, `score`,
-    `points`, `center`}. Points and centers are [x, y] and boxes [x0, y0, x1,
-    y1], all in pixels of the original file (upright, origin at the top left),
-    to 2 decimals; scores are log probabilities, to 4. What does not exist is
-    null or an empty list.
+    As `prediction.schema.json` beside this file has it. Points and centers are
+    [x, y] and boxes [x0, y0, x1, y1], all in pixels of the original file
+    (upright, origin at the top left), to 2 decimals; scores are log
+    probabilities and confidences probabilities, to 4; a mask is COCO's RLE.
+    What does not exist is null or an empty list.
 
     Raises:
       ValueError: a coordinate or score is not finite, which JSON cannot hold.
@@ -111,6 +143,7 @@ class Prediction:
         {
           'text': word.text,
           'score': _round(word.score, 4, f'{where}.score'),
+          'confidence': _round(word.confidence, 4, f'{where}.score'),
           'points': [_pixels(p, f'{where}.points') for p in word.points_orig],
           'center': _pixels(word.center_orig, f'{where}.center'),
         }
@@ -121,9 +154,21 @@ class Prediction:
       'image_size': {'width': int(width), 'height': int(height)},
       'text': self.text,
       'score': _round(self.score, 4, 'score'),
+      'confidence': None
+      if self.confidence is None
+      else _round(self.confidence, 4, 'confidence'),
       'prompt': self.prompt,
       'prompt_box': _pixels(self.prompt_box_orig, 'prompt_box'),
+      'prompt_points': [
+        _pixels(p, 'prompt_points') for p in self.prompt_points_orig
+      ],
       'box': _pixels(self.box_orig, 'box'),
+      'mask': None
+      if self.mask_orig is None
+      else {
+        'size': [int(height), int(width)],
+        'counts': self.mask_orig.decode('ascii'),
+      },
       'words': words,
     }
 
@@ -159,20 +204,41 @@ class Prediction:
       None if row.get(key) is None else _numbers(row[key], 4, key)
       for key in ('box', 'prompt_box')
     )
+    size_orig = (
+      _field(size, 'height', int, 'image_size.'),
+      _field(size, 'width', int, 'image_size.'),
+    )
+    confidence, mask = row.get('confidence'), row.get('mask')
     return cls(
       kind=_field(row, 'kind', object),
       image=_field(row, 'image', str),
-      size_orig=(
-        _field(size, 'height', int, 'image_size.'),
-        _field(size, 'width', int, 'image_size.'),
-      ),
+      size_orig=size_orig,
       text=_field(row, 'text', str),
       words=tuple(words),
       box_orig=box,
       prompt=_field(row, 'prompt', str),
       prompt_box_orig=prompt_box,
       score=_number(_field(row, 'score', object), 'score'),
+      prompt_points_orig=tuple(
+        _numbers(p, 2, 'prompt_points') for p in row.get('prompt_points') or ()
+      ),
+      mask_orig=None if mask is None else _mask(mask, size_orig),
+      confidence=None
+      if confidence is None
+      else _number(confidence, 'confidence'),
     )
+
+
+def _mask(value: Any, size_orig: tuple[int, int]) -> bytes:
+  if not isinstance(value, dict) or value.get('size') != list(size_orig):
+    raise ValueError(
+      f"prediction mask: expected COCO's RLE of the size {list(size_orig)}, "
+      f'got {str(value)[:80]}.'
+    )
+  try:
+    return masks.from_counts(_field(value, 'counts', str, 'mask.'), size_orig)
+  except (UnicodeEncodeError, ValueError) as e:
+    raise ValueError(f'prediction {e}') from e
 
 
 def _round(value: float, digits: int, where: str) -> float:

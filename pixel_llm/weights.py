@@ -161,7 +161,8 @@ def export_weights(
     source: a run's folder, an Orbax checkpoint or safetensors by our names.
     out: for `t5x` a folder, which will hold `checkpoint_<step>`; for
       `huggingface` a folder with `config.json` and `model.safetensors`; else
-      a `.safetensors` file.
+      a `.safetensors` file, or, of a run, a folder of all that
+      `Predictor.from_workdir` needs.
     target: T5X and Hugging Face get the T5 alone, by their names and its LoRA
       merged; safetensors all parameters as they are.
     config: of the T5; None takes a run's own, else the sizes off the shapes.
@@ -181,9 +182,15 @@ def export_weights(
     OSError: something can't be read or written, or `out` exists.
   """
   path = files.free(out, source, _WRITTEN, force)
-  if (path.suffix == _SAFETENSORS) != (target == 'safetensors'):
-    wanted = f'a {_SAFETENSORS} file' if target == 'safetensors' else 'a folder'
-    raise ValueError(f'--out {out}: expected {wanted} for {target}.')
+  is_file = path.suffix == _SAFETENSORS
+  if is_file and target != 'safetensors':
+    raise ValueError(f'--out {out}: expected a folder for {target}.')
+  run = _run_of(pathlib.Path(source))
+  if target == 'safetensors' and not is_file and run is None:
+    raise ValueError(
+      f'--out {out}: expected a {_SAFETENSORS} file, or a folder if the source '
+      f'is a run; {source} is of none.'
+    )
   _, tensors = detection.open_tensors(source)
   given = tensors_lib.parameters(tensors)
   config = config or _config_of_run(pathlib.Path(source))
@@ -196,8 +203,14 @@ def export_weights(
     given = mapping.cast(given, _DTYPES[dtype])
   given = _watched(given, source, progress)
   with files.whole(path) as part:
-    if target == 'safetensors':
+    if is_file:
       safetensors.write(part, given, {'format': 'np'})
+    elif target == 'safetensors':
+      assert run is not None
+      part.mkdir()
+      safetensors.write(part / 'model.safetensors', given, {'format': 'np'})
+      for name in ('config.json', 'spiece.model'):
+        shutil.copy(run / name, part / name)
     elif target == 'huggingface':
       assert config is not None
       _write_hugging_face(part, pathlib.Path(source), given, config)
@@ -393,18 +406,26 @@ def _check_hugging_face(source: pathlib.Path) -> None:
     t5_names.check_hugging_face_config(values)
 
 
-def _config_of_run(source: pathlib.Path) -> t5.T5Config | None:
-  """The T5 of the run that a checkpoint is of, if it is of one."""
+def _run_of(source: pathlib.Path) -> pathlib.Path | None:
+  """The folder of the run that a checkpoint is of, if it is of one."""
   folders = [source, *source.absolute().parents]
   # The run itself, its folder of checkpoints, or one of them.
   runs = [source, *(f.parent for f in folders[:2] if f.name == 'checkpoints')]
   for run in runs:
     file = run / 'config.json'
-    values = _json(file) if file.is_file() else {}
-    model = values.get('model')
+    model = _json(file).get('model') if file.is_file() else None
     if isinstance(model, dict) and 't5' in model:
-      return config_lib.from_dict(t5.T5Config, model['t5'], 'model.t5')
+      return run
   return None
+
+
+def _config_of_run(source: pathlib.Path) -> t5.T5Config | None:
+  """The T5 of the run that a checkpoint is of, if it is of one."""
+  run = _run_of(source)
+  if run is None:
+    return None
+  model = _json(run / 'config.json')['model']
+  return config_lib.from_dict(t5.T5Config, model['t5'], 'model.t5')
 
 
 def _json(file: pathlib.Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ FLOOR_0 = {
   'augmentation',
   'batch',
   'chips',
+  'compiled',
   'config',
   'example',
   'exits',
@@ -42,14 +43,16 @@ ALLOWED['weights'] = ALLOWED['tasks']
 ALLOWED['exported'] = FLOOR_0 | {'checkpoints'}
 ALLOWED['savedmodel'] = FLOOR_0 | {'exported'}
 ALLOWED['stablehlo'] = ALLOWED['tasks'] | {'predictor', 'exported'}
-ALLOWED['pictures'] = FLOOR_0
+ALLOWED['pictures'] = FLOOR_0 | {'pictures'}
 ALLOWED['report'] = FLOOR_0 | {'pictures'}
 ALLOWED['sheet'] = ALLOWED['data'] | {'pictures'}
 ALLOWED['train'] = ALLOWED['data'] | {'train', 'pictures', 'report'}
 ALLOWED['plan'] = ALLOWED['train'] | {'plan'}
-ALLOWED['arguments'] = {'exits', '__init__', 'arguments'}
+ALLOWED['asking'] = ALLOWED['predictor'] | {'predictor', 'pictures', 'asking'}
+ALLOWED['arguments'] = {'exits', '__init__', 'arguments', 'asking'}
 ALLOWED['main'] = ALLOWED['plan'] | {
   'arguments',
+  'asking',
   'predictor',
   'weights',
   'stablehlo',

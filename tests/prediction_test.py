@@ -2,13 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixel_llm import masks, prediction
 from pixel_llm.prediction import Prediction, Word
+
+try:
+  import jsonschema
+except ImportError:  # of the `dev` extra
+  jsonschema = None
 
 NARRATIVE = Prediction(
   kind='narrate',
@@ -37,13 +44,14 @@ def test_a_word_without_points_has_no_place():
 def test_json_names_its_keys_and_keeps_xy_apart():
   row = NARRATIVE.to_json()
   assert list(row) == [
-    'kind', 'image', 'image_size', 'text', 'score', 'prompt', 'prompt_box',
-    'box', 'words',
+    'kind', 'image', 'image_size', 'text', 'score', 'confidence', 'prompt',
+    'prompt_box', 'prompt_points', 'box', 'mask', 'words',
   ]  # fmt: skip
   assert row['image_size'] == {'width': 640, 'height': 480}
   assert row['words'][1] == {
     'text': 'dog.',
     'score': -0.125,
+    'confidence': 0.8825,
     'points': [[10.0, 20.5], [30.0, 60.25]],
     'center': [20.0, 40.38],
   }
@@ -55,14 +63,20 @@ cents = st.integers(-(10**6), 10**6).map(lambda i: i / 100)
 points = st.tuples(cents, cents)
 boxes = st.none() | st.tuples(cents, cents, cents, cents)
 scores = st.integers(-(10**6), 0).map(lambda i: i / 10000)
+MASK = masks.encode(np.eye(3, 4))
 
 
 @given(
   st.builds(
     Prediction,
-    kind=st.sampled_from(['narrate', 'refer', 'caption_at']),
+    kind=st.sampled_from(
+      ['narrate', 'caption', 'caption_at', 'refer', 'segment', 'dense_caption']
+    ),
     image=st.text(),
-    size_orig=st.tuples(st.integers(1, 10**5), st.integers(1, 10**5)),
+    size_orig=st.just((3, 4)),
+    prompt_points_orig=st.lists(points, max_size=3).map(tuple),
+    mask_orig=st.sampled_from([None, MASK]),
+    confidence=st.none() | st.integers(0, 10000).map(lambda i: i / 10000),
     text=st.text(),
     words=st.lists(
       st.builds(
@@ -82,6 +96,59 @@ scores = st.integers(-(10**6), 0).map(lambda i: i / 10000)
 def test_json_and_back_is_the_identity(prediction):
   row = json.loads(json.dumps(prediction.to_json(), allow_nan=False))
   assert Prediction.from_json(row) == prediction
+  validate(row)
+
+
+def validate(row):
+  """By the published schema, where `jsonschema` (extra `dev`) is there."""
+  if jsonschema is not None:
+    jsonschema.Draft202012Validator(SCHEMA).validate(row)
+
+
+SCHEMA = json.loads(
+  pathlib.Path(prediction.__file__)
+  .with_name('prediction.schema.json')
+  .read_text()
+)
+
+
+def test_the_schema_is_one_and_refuses_what_is_none():
+  pytest.importorskip('jsonschema')
+  validator = jsonschema.Draft202012Validator
+  validator.check_schema(SCHEMA)
+  good = NARRATIVE.to_json()
+  validate(good)
+  for change in (
+    {'kind': 'guess'},
+    {'confidence': 1.5},
+    {'box': [1, 2, 3]},
+    {'mask': {'size': [1, 2], 'counts': 'a b'}},
+    {'extra': 1},
+  ):
+    assert not validator(SCHEMA).is_valid(good | change)
+  for key in good:
+    assert not validator(SCHEMA).is_valid(
+      {k: good[k] for k in good if k != key}
+    )
+
+
+def test_what_is_unlikely_is_not_there():
+  thing = Prediction('refer', 'x', (3, 4), confidence=0.49)
+  assert thing.is_absent
+  assert not Prediction('refer', 'x', (3, 4), confidence=0.5).is_absent
+  assert not Prediction('refer', 'x', (3, 4)).is_absent
+  assert not Prediction('narrate', 'x', (3, 4), confidence=0.1).is_absent
+
+
+def test_a_mask_of_another_size_or_form_is_refused():
+  row = Prediction('segment', 'x', (3, 4), mask_orig=MASK).to_json()
+  assert row['mask']['size'] == [3, 4]
+  wrong = row | {'mask': row['mask'] | {'size': [4, 3]}}
+  with pytest.raises(ValueError, match=r'RLE of the size \[3, 4\]'):
+    Prediction.from_json(wrong)
+  wrong = row | {'mask': row['mask'] | {'counts': '0'}}
+  with pytest.raises(ValueError, match='prediction mask: expected run lengths'):
+    Prediction.from_json(wrong)
 
 
 def test_numpy_numbers_become_plain_json_of_two_decimals():
@@ -110,7 +177,7 @@ def test_what_json_cannot_hold_is_named():
   'change, message',
   [
     (lambda r: r.pop('text'), 'prediction text: missing'),
-    (lambda r: r.update(kind='segment'), "expected one of narrate.*'segment'"),
+    (lambda r: r.update(kind='guess'), "expected one of narrate.*'guess'"),
     (lambda r: r.update(box=[1, 2, 3]), 'prediction box: expected 4 numbers'),
     (lambda r: r.update(score='high'), 'prediction score: expected a number'),
     (lambda r: r.update(words='dog'), 'prediction words: expected list'),

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import numpy as np
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
-from pixel_llm import geometry
+from pixel_llm import geometry, masks
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.prediction import Box, Kind, Prediction, Word
 from pixel_llm.tasks import task as task_lib
@@ -25,6 +26,7 @@ def prediction(
   image: str,
   size_orig: tuple[int, int],
   placed: np.ndarray | None = None,
+  canvas: int | None = None,
 ) -> Prediction:
   """The one place where normalized outputs become pixels of the original file.
 
@@ -32,14 +34,16 @@ def prediction(
     task: that asked.
     region: that was asked about.
     output: of one region, NumPy: tokens [L], points [L, P, 2], log_probs [L],
-      scores scalar.
+      scores scalar; if there, presence scalar and mask_logits [h, w].
     vocabulary: of the tokens.
     image: path or id.
     size_orig: (height, width) of the upright file.
     placed: [L] bool, tokens that have a place; None: all that the task
       places.
+    canvas: side of the network's padded input, pixels; masks need it.
 
-  Returns: words with their points for a written answer; a box for a read one.
+  Returns: words with their points for a written answer; a box, and a mask, for
+    a read one.
   """
   question = task.question(region)
   height, width = size_orig
@@ -48,6 +52,9 @@ def prediction(
   tokens = np.asarray(output.tokens)
   if not task.generates:
     box = geometry.answer_box(tokens, points)
+    drawn = None
+    if output.mask_logits is not None and canvas is not None:
+      drawn = mask(np.asarray(output.mask_logits), size_orig, canvas)
     return Prediction(
       kind=cast(Kind, task.name),
       image=image,
@@ -55,6 +62,10 @@ def prediction(
       prompt=task.prompt(region),
       box_orig=_box(box),
       score=float(output.scores),
+      mask_orig=drawn,
+      confidence=None
+      if getattr(output, 'presence', None) is None
+      else _sigmoid(float(output.presence)),
     )
   if placed is None:
     placed = np.full(tokens.shape, task.point_weight > 0)
@@ -72,15 +83,65 @@ def prediction(
   asked = question.prompt_box
   if asked is not None and np.array_equal(asked, task_lib.WHOLE_IMAGE):
     asked = None
+  asked = None if asked is None else _box(asked * np.tile(scale, 2))
+  clicks = question.prompt_points
+  clicks = [] if clicks is None else clicks * scale
+  count = max(int((tokens > 0).sum()), 1)
   return Prediction(
     kind=cast(Kind, task.name),
     image=image,
     size_orig=size_orig,
     text=vocabulary.decode(tokens),
     words=tuple(words),
-    prompt_box_orig=None if asked is None else _box(asked * np.tile(scale, 2)),
+    box_orig=asked if task.detects else None,
+    prompt_box_orig=None if task.detects else asked,
     score=float(output.scores),
+    prompt_points_orig=tuple((float(x), float(y)) for x, y in clicks),
+    confidence=math.exp(min(float(np.sum(output.log_probs)) / count, 0.0)),
   )
+
+
+def mask(logits: np.ndarray, size_orig: tuple[int, int], canvas: int) -> bytes:
+  """Where a mask's logits are above 0, in pixels of the original file.
+
+  Bilinear, straight from the network's grid. (Reference: SAM resizes twice, to
+  the padded input and from there to the file.)
+
+  Args:
+    logits: [h, w] on the padded input.
+    size_orig: (height, width) of the upright file.
+    canvas: side of the padded input, pixels.
+
+  Returns: run lengths, as in `masks`.
+  """
+  fit = geometry.Fit(size_orig, canvas)
+  logits = np.asarray(logits, np.float32)
+  places = []
+  for cells, valid, count in zip(
+    logits.shape, fit.size, size_orig, strict=True
+  ):
+    centers = (np.arange(count) + 0.5) / count * valid / canvas * cells - 0.5
+    centers = np.clip(centers, 0, cells - 1)
+    low = np.minimum(centers.astype(np.int64), max(cells - 2, 0))
+    high = np.minimum(low + 1, cells - 1)
+    places.append((low, high, (centers - low).astype(np.float32)))
+  (top, bottom, down), (left, right, across) = places
+  inside = np.zeros(size_orig, bool)
+  # In blocks: the logits of a large file would take four times its memory.
+  for start in range(0, size_orig[0], _ROWS):
+    block = slice(start, start + _ROWS)
+    part = down[block, None]
+    rows = logits[top[block]] * (1 - part) + logits[bottom[block]] * part
+    values = rows[:, left] * (1 - across) + rows[:, right] * across
+    inside[block] = values > 0
+  return masks.encode(inside)
+
+
+_ROWS = 512
+
+
+def _sigmoid(value: float) -> float:
+  return 1 / (1 + math.exp(-min(max(value, -60.0), 60.0)))
 
 
 def _box(values: np.ndarray) -> Box:

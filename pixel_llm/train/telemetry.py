@@ -16,16 +16,13 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
-from pixel_llm import chips, files
+from pixel_llm import chips, compiled, files
 from pixel_llm.model import pixel_llm
 
 _GIB = 2**30
 # Steps that a signal has traced.
 _TRACED = 5
-# Where the process's last run keeps compiled programs.
-_KEPT: list[str | None] = []
 
 
 class Meter:
@@ -245,11 +242,5 @@ def keep_compiled(path: str, workdir: str) -> None:
       none.
     workdir: of the run.
   """
-  given = jax.config.jax_compilation_cache_dir  # pyright: ignore
-  if given is not None and given not in _KEPT:
-    return
   where = path if '://' in path else os.path.join(workdir, path)
-  _KEPT[:] = [where if path else None]
-  jax.config.update('jax_compilation_cache_dir', _KEPT[0])
-  # What was compiled before decided where the cache is, or that there is none.
-  compilation_cache.reset_cache()
+  compiled.keep(where if path else None)

@@ -1,0 +1,533 @@
+# SPDX-FileCopyrightText: 2026 The pixel_llm authors
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that ask a trained model: images in, answers out, by the thousand.
+
+What cannot work is said before the model is loaded. What was answered is never
+lost: `--jsonl` holds a line an image, whole or not there, and the same command
+goes on behind the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import glob
+import io
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pixel_llm import exits
+
+# Verb -> what it does. Rooms that take time are imported by `run` alone.
+VERBS = {
+  'narrate': 'Narrates images: every word with its place.',
+  'caption': 'Captions whole images.',
+  'caption-at': 'Captions boxes, points or masks of images.',
+  'refer': 'Finds what expressions refer to.',
+  'segment': 'Finds the pixels of what expressions refer to.',
+  'dense-caption': 'Finds all things of images, and captions each.',
+}
+_FINDS = ('refer', 'segment')
+# As of `Predictor.from_workdir`.
+_DECODING = ('beams', 'temperature', 'top_k', 'top_p', 'seed')
+_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp')
+_PICTURES = ('.png', '.html')
+
+# (title, unit) -> a context with a function of what is done and its total.
+Bar = Callable[
+  [str, str], contextlib.AbstractContextManager[Callable[[int, int], None]]
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+  """The arguments of one of `VERBS`."""
+  add = parser.add_argument
+  add(
+    'image',
+    nargs='+',
+    help='files (JPEG, PNG or WebP), folders or globs'
+    + ('; without --expression IMAGE EXPRESSION...' if verb in _FINDS else ''),
+  )
+  if verb in _FINDS:
+    add('--expression', nargs='+', action='extend', metavar='TEXT')
+  if verb == 'caption-at':
+    add(
+      '--box',
+      type=_box,
+      nargs='+',
+      action='extend',
+      default=[],
+      metavar='X0,Y0,X1,Y1',
+      help='in pixels of the file',
+    )
+    add(
+      '--point',
+      type=_points,
+      nargs='+',
+      action='extend',
+      default=[],
+      metavar='X,Y',
+      help='in pixels of the file; several on one thing are X,Y:X,Y',
+    )
+    add(
+      '--mask',
+      nargs='+',
+      action='extend',
+      default=[],
+      metavar='FILE',
+      help="an image of the file's size, not zero inside",
+    )
+  if verb == 'dense-caption':
+    add('--max', type=_count, help='things of an image, the surest first')
+    add(
+      '--threshold',
+      type=float,
+      default=0.0,
+      help='least confidence of a thing, 0 to 1',
+    )
+  add('--workdir', required=True, help='of a trained run, or an export of it')
+  add('--batch-size', type=_count, default=8, help='images at a time')
+  add('--json', action='store_true', help='one line of JSON an answer')
+  add(
+    '--jsonl',
+    metavar='FILE',
+    help='for a line of JSON an image; images that it has are not asked again',
+  )
+  add('--coco', metavar='FILE', help="for a JSON list of COCO's results")
+  add(
+    '--image-ids',
+    metavar='FILE',
+    help='JSON: file name -> image id, or a COCO file with images; default the '
+    'number that the name is, else the name',
+  )
+  add('--out', help='a .png or .html, or a folder for one an image')
+  add('--png', action='store_true', help='PNG instead of HTML in that folder')
+  if verb not in _FINDS:
+    _add_decoding(parser)
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+  """How words are chosen; what is not given is the run's config's."""
+  add = parser.add_argument_group('decoding').add_argument
+  add('--beams', type=_count, help='hypotheses of beam search; 1 is greedy')
+  add(
+    '--temperature',
+    type=float,
+    help='above 0 draws words instead of taking the likeliest',
+  )
+  add(
+    '--top-k', type=_count, help='draws among so many of the likeliest tokens'
+  )
+  add(
+    '--top-p',
+    type=float,
+    help='draws among the likeliest tokens that have so much probability',
+  )
+  add('--seed', type=int, help='of the draws; equal seeds give equal answers')
+
+
+def run(args: argparse.Namespace, bar: Bar) -> int:
+  """Asks; a bad image is reported and costs no other.
+
+  Args:
+    args: of a parser with `add_arguments`, and `verb`.
+    bar: shows progress.
+
+  Returns: the exit code, of failure if an image failed.
+
+  Raises:
+    ValueError: nothing can be asked so.
+    OSError: something cannot be written.
+  """
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # Names of files may hold what has no UTF-8.
+    sys.stdout.reconfigure(errors='backslashreplace')
+  question = _question(args)
+  images = find_images(args.image)
+  pictures = _picture_paths(args.out, args.png, images)
+  ids = _image_ids(args.image_ids, images) if args.coco else {}
+  for path in filter(None, (args.jsonl, args.coco)):
+    if os.path.isdir(path):
+      raise ValueError(f'{path}: expected a file, found a folder.')
+    _check_writable(pathlib.Path(path).parent)
+
+  import jax
+
+  from pixel_llm import files
+  from pixel_llm import image as image_lib
+  from pixel_llm import pictures as pictures_lib
+  from pixel_llm import predictor as predictor_lib
+  from pixel_llm.prediction import Prediction
+
+  decoding = {k: vars(args).get(k) for k in _DECODING}
+  decoding = {k: v for k, v in decoding.items() if v is not None}
+  predictor = predictor_lib.Predictor.from_workdir(
+    args.workdir,
+    **decoding,
+    devices=jax.local_devices() if len(images) > 1 else None,
+  )
+  asked = {'checkpoint': predictor.step, **question.shown, **decoding}
+  results = []
+  with contextlib.ExitStack() as stack:
+    log = None
+    done: dict[str, list] = {}
+    if args.jsonl:
+      done = _resumed(pathlib.Path(args.jsonl), asked)
+      log = stack.enter_context(open(args.jsonl, 'ab'))
+    for path in images.keys() & done.keys() if args.coco else ():
+      for row in done[path]:
+        results.append(coco_result(Prediction.from_json(row), ids[path]))
+    todo = [path for path in images if path not in done]
+    tell = stack.enter_context(bar(args.verb, 'images'))
+    answers = predictor.ask_many(
+      todo,
+      question.kind,
+      min(args.batch_size, max(len(todo), 1)),
+      **question.asked,
+    )
+    failed = 0
+    for i, (path, found) in enumerate(zip(todo, answers, strict=True)):
+      if isinstance(found, ValueError):
+        print(f'pixel-llm {args.verb}: error: {found}', file=sys.stderr)
+        failed += 1
+      else:
+        if args.json or not (args.jsonl or args.coco):
+          for p in found:
+            print(to_json(p.to_json()) if args.json else _line(path, p))
+        if args.out:
+          pictures_lib.save(pictures[path], image_lib.load(path), found)
+        if args.coco:
+          results += [coco_result(p, ids[path]) for p in found]
+        if log is not None:
+          row = {
+            'image': path,
+            'question': asked,
+            'answers': [p.to_json() for p in found],
+          }
+          log.write(f'{to_json(row)}\n'.encode())
+          log.flush()
+      tell(len(images) - len(todo) + i + 1, len(images))
+  if args.coco:
+    files.write(args.coco, to_json(results))
+  if failed and len(images) > 1:
+    print(
+      f'pixel-llm {args.verb}: {failed} of {len(images)} images failed.',
+      file=sys.stderr,
+    )
+  return exits.FAILED if failed else exits.DONE
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+  """What is asked of every image.
+
+  Attributes:
+    kind: of `Predictor.ask_many`.
+    asked: its arguments.
+    shown: both as JSON has them.
+  """
+
+  kind: Any
+  asked: dict[str, Any]
+  shown: dict[str, Any]
+
+
+def _question(args: argparse.Namespace) -> _Question:
+  kind = args.verb.replace('-', '_')
+  asked: dict[str, Any] = {}
+  shown: dict[str, Any] = {}
+  if args.verb in _FINDS:
+    if args.expression is None:
+      args.image, args.expression = args.image[:1], args.image[1:]
+      for text in args.expression:
+        if os.path.isfile(text):
+          raise ValueError(
+            f'{text}: expected an expression, found a file; give expressions '
+            'of several images by --expression.'
+          )
+    if not args.expression:
+      raise ValueError('expected an expression behind the image.')
+    asked = shown = {'expressions': args.expression}
+  elif args.verb == 'caption-at':
+    if not (args.box or args.point or args.mask):
+      raise ValueError('expected --box, --point or --mask.')
+    shown = {'boxes': args.box, 'points': args.point, 'masks': args.mask}
+    asked = {
+      'boxes_orig': args.box,
+      'points_orig': args.point,
+      'masks': [_read_mask(path) for path in args.mask],
+    }
+  elif args.verb == 'dense-caption':
+    asked = shown = {'max': args.max, 'threshold': args.threshold}
+  # As a row of `--jsonl` has it when it is read again.
+  return _Question(kind, asked, json.loads(json.dumps({'kind': kind} | shown)))
+
+
+def find_images(given: Sequence[str]) -> dict[str, str]:
+  """The images of files, folders (all below them) and globs.
+
+  Args:
+    given: paths; what is no folder and no glob is taken as it is.
+
+  Returns: path -> its name, below the folder or the glob if it is of one.
+
+  Raises:
+    ValueError: a folder or a glob has none.
+  """
+  found: dict[str, str] = {}
+  for text in given:
+    if os.path.isdir(text):
+      paths = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(text)
+        for name in names
+        if name.lower().endswith(_ENDINGS)
+      ]
+      top = text
+    elif os.path.exists(text) or '://' in text or not glob.has_magic(text):
+      paths, top = [text], os.path.dirname(text)
+    else:
+      paths = [p for p in glob.glob(text, recursive=True) if os.path.isfile(p)]
+      fixed = re.split(r'[*?[]', text, maxsplit=1)[0]
+      top = os.path.dirname(fixed)
+    if not paths:
+      raise ValueError(
+        f'{text}: expected images ({", ".join(_ENDINGS)}), found none.'
+      )
+    for path in sorted(paths):
+      name = path if '://' in path else os.path.relpath(path, top or '.')
+      found.setdefault(path, name)
+  return found
+
+
+def _picture_paths(
+  out: str | None, png: bool, images: dict[str, str]
+) -> dict[str, pathlib.Path]:
+  """Where each image's picture goes; the folder is made and tried.
+
+  Raises:
+    ValueError: a name that is neither a picture's nor a folder's, or one
+      picture for several images.
+    OSError: it cannot be written there.
+  """
+  if out is None:
+    return {}
+  path = pathlib.Path(out)
+  if path.suffix.lower() in _PICTURES and not path.is_dir():
+    if len(images) > 1:
+      raise ValueError(
+        f'--out {out}: expected a folder for {len(images)} images.'
+      )
+    _check_writable(path.parent)
+    return dict.fromkeys(images, path)
+  if path.suffix and not path.is_dir():
+    raise ValueError(
+      f'--out {out}: expected a name that ends in .png or .html, or a folder.'
+    )
+  _check_writable(path)
+  ending = '.png' if png else '.html'
+  stems = [os.path.splitext(_below(name))[0] for name in images.values()]
+  result: dict[str, pathlib.Path] = {}
+  for (image, name), stem in zip(images.items(), stems, strict=True):
+    # Of `a.jpg` and `a.png` each has a picture of its own.
+    own = stem if stems.count(stem) == 1 else _below(name)
+    result[image] = path / f'{own}{ending}'
+  _check_distinct(result, f'--out {out}', 'be')
+  return result
+
+
+def _check_distinct(found: dict[str, Any], where: str, verb: str) -> None:
+  """Raises ValueError naming the first two images that are given the same."""
+  taken: dict[Any, str] = {}
+  for image, value in found.items():
+    if taken.setdefault(value, image) != image:
+      raise ValueError(
+        f'{where}: {taken[value]} and {image} would both {verb} {value}.'
+      )
+
+
+def _below(name: str) -> str:
+  """A name that leads out of no folder."""
+  return name.partition('://')[2].replace('/', '_') if '://' in name else name
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+  """Makes the folder; raises OSError if no file can be made in it."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as e:
+    raise OSError(
+      e.errno, f'cannot be written: {e.strerror}', str(folder)
+    ) from e
+
+
+def _image_ids(
+  path: str | None, images: dict[str, str]
+) -> dict[str, int | str]:
+  """Of each image its id in COCO's results.
+
+  Raises:
+    ValueError: not such a file, or an image is not in it.
+  """
+  if path is None:
+    ids = {p: _id_of_name(os.path.basename(name)) for p, name in images.items()}
+    _check_distinct(ids, '--coco without --image-ids', 'have the id')
+    return ids
+  try:
+    with open(path, encoding='utf-8') as file:
+      values = json.load(file)
+    if 'images' in values:
+      values = {i['file_name']: i['id'] for i in values['images']}
+    table = {str(name): number for name, number in values.items()}
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError(
+      f'{path}: expected JSON of file names and ids, or with images of '
+      f'file_name and id, found: {e!r}.'
+    ) from e
+  ids = {}
+  for image, name in images.items():
+    names = [n for n in (image, name, os.path.basename(name)) if n in table]
+    if not names:
+      raise ValueError(f'{path}: no id of {name}.')
+    ids[image] = table[names[0]]
+  return ids
+
+
+def _id_of_name(name: str) -> int | str:
+  """The number of `000000391895.jpg` or `COCO_val2014_000000391895.jpg`."""
+  last = os.path.splitext(name)[0].rpartition('_')[2]
+  return int(last) if last.isascii() and last.isdigit() else name
+
+
+def _resumed(
+  path: pathlib.Path, asked: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+  """Image -> answers that are there; a line that was cut off is taken away.
+
+  Raises:
+    ValueError: a line is none of ours, or answers another question.
+  """
+  if not path.exists():
+    return {}
+  data = path.read_bytes()
+  whole = data.rfind(b'\n') + 1
+  if whole < len(data):
+    os.truncate(path, whole)
+  found = {}
+  for number, line in enumerate(data[:whole].splitlines(), 1):
+    try:
+      row = json.loads(line)
+      image, theirs, answers = row['image'], row['question'], row['answers']
+    except (ValueError, KeyError, TypeError) as e:
+      raise ValueError(
+        f'{path}:{number}: expected a line that --jsonl wrote, found '
+        f'{line[:60]!r}.'
+      ) from e
+    if theirs != asked:
+      raise ValueError(
+        f'{path}:{number}: expected answers to {to_json(asked)}, found those '
+        f'to {to_json(theirs)}; give another --jsonl.'
+      )
+    found[image] = answers
+  return found
+
+
+def coco_result(prediction, image_id: int | str) -> dict[str, Any]:
+  """An answer as COCO's tools read results.
+
+  A text about the whole image is a `caption`; with a box, of category 1, it is
+  `text`, since readers take what has a caption for nothing else.
+  """
+  p = prediction
+  result: dict[str, Any] = {'image_id': image_id}
+  box = p.box_orig or p.prompt_box_orig
+  if box is None:
+    return result | {'caption': p.text}
+  x0, y0, x1, y1 = box
+  result |= {
+    'category_id': 1,
+    'bbox': [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+    'score': 1.0 if p.confidence is None else round(p.confidence, 4),
+  }
+  if p.mask_orig is not None:
+    result['segmentation'] = p.to_json()['mask']
+  return result | ({'expression': p.prompt} if p.prompt else {'text': p.text})
+
+
+def to_json(value: Any) -> str:
+  """JSON in one line; what has no UTF-8 is escaped."""
+  text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return json.dumps(value, allow_nan=False)
+  return text
+
+
+def _line(path: str, p) -> str:
+  """An answer for people."""
+  if p.box_orig is None:
+    return f'{path}: {p.text}'
+  sure = '' if p.confidence is None else f' ({p.confidence:.2f})'
+  box = ', '.join(f'{v:.1f}' for v in p.box_orig)
+  where = 'not there' if p.is_absent else box
+  return f'{path}: {p.prompt or p.text}: {where}{sure}'
+
+
+def _read_mask(path: str):
+  """[height, width] bool, where a mask's file is not zero (or transparent).
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  import numpy as np
+  from PIL import Image
+
+  try:
+    with Image.open(path) as picture:
+      bands = picture.getbands()
+      pixels = np.asarray(picture)
+  except (OSError, ValueError, SyntaxError) as e:
+    raise ValueError(f'--mask {path}: expected an image, found: {e}.') from e
+  if pixels.ndim == 2:
+    return pixels != 0
+  if 'A' in bands:
+    return (pixels[..., :-1] != 0).any(-1) & (pixels[..., -1] != 0)
+  return (pixels != 0).any(-1)
+
+
+def _floats(text: str, count: int, expected: str) -> tuple[float, ...]:
+  try:
+    values = tuple(float(v) for v in text.split(','))
+  except ValueError:
+    values = ()
+  if len(values) != count:
+    raise argparse.ArgumentTypeError(
+      f'expected {expected} in pixels of the file, got {text!r}'
+    )
+  return values
+
+
+def _box(text: str) -> tuple[float, ...]:
+  return _floats(text, 4, 'x0,y0,x1,y1')
+
+
+def _points(text: str) -> list[tuple[float, ...]]:
+  return [_floats(part, 2, 'x,y') for part in text.split(':')]
+
+
+def _count(text: str) -> int:
+  if not text.isdigit() or int(text) < 1:
+    raise argparse.ArgumentTypeError(
+      f'expected a whole number from 1 on, got {text!r}'
+    )
+  return int(text)
