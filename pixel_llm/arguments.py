@@ -201,6 +201,12 @@ def _add_training(verb: _Verb) -> None:
   sub = verb('train')
   _add_config(sub)
   sub.add_argument('--workdir', required=True)
+  sub.add_argument(
+    '--programs',
+    metavar='FILE',
+    help='what `plan --save` compiled of this config, which is then not '
+    'compiled again; it must be one that you trust',
+  )
   _add_cluster(sub)
 
   sub = verb('precompute')
@@ -253,7 +259,7 @@ def _add_training(verb: _Verb) -> None:
     '--eval', action='store_true', help='what reads answers in evaluation'
   )
   sub.add_argument(
-    '--save', metavar='FILE', help='for the executables (pixel_llm.plan.load)'
+    '--save', metavar='FILE', help='for the executables: train --programs FILE'
   )
   sub.add_argument('--json', action='store_true', help='all of it in one line')
 

@@ -252,7 +252,12 @@ def train(args: argparse.Namespace) -> int:
     from pixel_llm.train import loop
     from pixel_llm.train import watchdog as watchdog_lib
 
-    trainer = loop.Trainer(config, args.workdir)
+    programs = None
+    if args.programs:
+      from pixel_llm import plan as plan_lib
+
+      programs = plan_lib.load(args.programs, config)
+    trainer = loop.Trainer(config, args.workdir, programs=programs)
     with (
       trainer.checkpoints,
       watchdog_lib.telling(),

@@ -25,6 +25,7 @@ import jax
 import jaxlib
 from flax import linen as nn
 from jax.experimental import serialize_executable, topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from pixel_llm import batch as batch_lib
 from pixel_llm import chips, files, hlo, sharding
@@ -143,9 +144,14 @@ def make(
     save: a file for the executables, which `load` reads.
 
   Raises:
-    ValueError: no such topology, it or the batch does not fit the mesh, or
-      libtpu is missing.
+    ValueError: no such topology, it or the batch does not fit the mesh,
+      libtpu is missing, or what is saved would not fit the run.
   """
+  if save and config.data.image_maps:
+    raise ValueError(
+      '--save: a step is compiled without data.image_maps; train compiles one '
+      'that reads them.'
+    )
   devices = topology_devices(topology)
   mesh = sharding.make_mesh(config.mesh, devices)
   chip = chips.CHIPS.get(topology.split(':')[0])
@@ -154,9 +160,10 @@ def make(
   for name, lower, classes, flops in _programs(
     config, mesh, train, decode, read
   ):
-    program, compiled = _compile(
-      name, lower, classes, flops, chip, config, mesh
-    )
+    with _anew() if save else contextlib.nullcontext():
+      program, compiled = _compile(
+        name, lower, classes, flops, chip, config, mesh
+      )
     programs.append(program)
     if save and compiled is not None:
       executables[name] = serialize_executable.serialize(compiled)
@@ -171,6 +178,7 @@ def make(
     kept = {
       'config': config_lib.to_dict(config),
       'topology': topology,
+      'devices': len(devices),
       'jax': jax.__version__,
       'compiler': version,
       'executables': executables,
@@ -179,6 +187,19 @@ def make(
   return Plan(
     topology, dict(mesh.shape), jax.__version__, version, tuple(programs)
   )
+
+
+@contextlib.contextmanager
+def _anew() -> Iterator[None]:
+  """Nothing comes of JAX's cache; a CPU's program from there saves broken."""
+  before = jax.config.jax_enable_compilation_cache  # pyright: ignore
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def load(
@@ -196,9 +217,16 @@ def load(
   Returns: name of the program -> what `jax.jit` of it would run.
 
   Raises:
-    ValueError: the file is of another config or version.
+    ValueError: the file is none of `make`, of another config or version, or
+      for other devices.
   """
-  kept = pickle.loads(pathlib.Path(path).read_bytes())
+  try:
+    kept = pickle.loads(pathlib.Path(path).read_bytes())
+    kept['executables'].items()
+  except (pickle.UnpicklingError, EOFError, KeyError, TypeError) as e:
+    raise ValueError(
+      f'{path}: expected what `pixel-llm plan --save` wrote: {e!r}.'
+    ) from e
   lines = config_lib.difference(kept['config'], config_lib.to_dict(config))
   if lines:
     raise ValueError(
@@ -210,6 +238,11 @@ def load(
       f'{path} was compiled by jax {kept["jax"]}, this is {jax.__version__}.'
     )
   devices = jax.devices() if devices is None else devices
+  if len(devices) != kept['devices']:
+    raise ValueError(
+      f'{path} was compiled for {kept["topology"]}, {kept["devices"]} devices, '
+      f'but there are {len(devices)}.'
+    )
   return {
     name: serialize_executable.deserialize_and_load(
       *parts, execution_devices=devices

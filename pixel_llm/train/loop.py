@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -65,6 +65,8 @@ class Trainer:
     workdir: where everything of the run is written.
     log: gets a line an event; on process 0.
     devices: default `jax.devices()`.
+    programs: steps that are compiled already, of streams by `train/STREAM`, as
+      `plan.load` gives them; the others are compiled.
 
   Raises:
     ConfigError: the config contradicts itself, its data or the workdir.
@@ -78,8 +80,9 @@ class Trainer:
     workdir: str,
     log: Log = print,
     devices: list | None = None,
+    programs: Mapping[str, Callable[..., Any]] | None = None,
   ):
-    self._began = time.time()
+    self._began, self._programs = time.time(), programs or {}
     self._first = jax.process_index() == 0
     self._log = log if self._first else lambda line: None
     self.config, self.workdir = config, workdir
@@ -395,7 +398,8 @@ class Trainer:
         with meter('data'):
           name, batch = next(batches)
         profiler.begin(step)
-        state, metrics = meter.step(name, step_fn, state, batch)
+        taken_by = self._programs.get(f'train/{name}', step_fn)
+        state, metrics = meter.step(name, taken_by, state, batch)
         profiler.end(step, metrics)
         if watchdog:
           watchdog.begun(step, metrics['loss'])
@@ -479,7 +483,7 @@ class Trainer:
       model=telemetry.without_remat(self.config.model),
       loop=dataclasses.replace(self.config.loop, microbatches=1),
     )
-    if config != self.config:
+    if config != self.config or not hasattr(step_fn, 'trace'):
       model = pixel_llm.PixelLLM(config.model)
       step_fn = jax.jit(
         step_lib.make(config, model, self._mask, self._optimizer)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pixel_llm import config as config_lib
 from pixel_llm import image as image_lib
-from pixel_llm import main, pictures, sharding, weights
+from pixel_llm import main, pictures, plan, sharding, weights
 from pixel_llm import predictor as predictor_lib
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import initialization, manager, trees
@@ -100,6 +100,25 @@ def test_a_restart_equals_no_interruption_bit_for_bit(
   state = train(config, tmp_path, lines)
   assert 'resuming at step 4' in lines
   assert_equal(state, finished[1])
+
+
+def test_steps_compiled_before_are_the_steps(config, finished, tmp_path):
+  path, one = str(tmp_path / 'programs'), jax.devices()[:1]
+  plan.make(config, 'cpu:1', save=path)
+  programs = plan.load(path, config, one)
+  assert set(programs) == {'train/narrate', 'train/refer'}
+  trainer = loop.Trainer(
+    config, str(tmp_path), lambda line: None, one, programs=programs
+  )
+  with trainer.checkpoints:
+    assert_equal(trainer.train(), finished[1])
+  with pytest.raises(
+    ValueError, match=r'for cpu:1, 1 devices, but there are 8'
+  ):
+    plan.load(path, config)
+  (tmp_path / 'other').write_bytes(b'x')
+  with pytest.raises(ValueError, match='plan --save'):
+    plan.load(str(tmp_path / 'other'), config)
 
 
 def test_so_it_does_with_a_mean_of_parameters(config, tmp_path, monkeypatch):
