@@ -1,10 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Caption metrics: BLEU and CIDEr-D, equal to pycocoevalcap's."""
+"""Caption metrics: BLEU, ROUGE-L, CIDEr and CIDEr-D, and SPICE by its program.
+
+All but CIDEr, which pycocoevalcap does not have, equal that package's.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
+import pathlib
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,6 +24,11 @@ Ngrams = Counter[tuple[str, ...]]
 
 _MAX_NGRAM = 4
 _CIDER_SIGMA = 6.0
+_ROUGE_BETA = 1.2
+
+
+class SpiceError(RuntimeError):
+  """SPICE's program is not there, or failed."""
 
 
 def bleu(
@@ -34,7 +47,7 @@ def bleu(
   Raises:
     ValueError: the lists disagree in length, or no example counts.
   """
-  scores = corpus_bleu(*_tokenized(targets, predictions))
+  scores = corpus_bleu(*tokenized(targets, predictions))
   return {f'bleu_{n}': score for n, score in enumerate(scores, 1)}
 
 
@@ -55,8 +68,97 @@ def cider_d(
   Raises:
     ValueError: as for `bleu`.
   """
-  scores = cider_d_scores(*_tokenized(targets, predictions))
+  scores = cider_d_scores(*tokenized(targets, predictions))
   return {'cider_d': float(np.mean(scores))}
+
+
+def cider(
+  targets: Sequence[Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """CIDEr as it was first defined, of raw captions.
+
+  Not what tables call by this name, which is CIDEr-D.
+
+  Args:
+    targets: as for `bleu`.
+    predictions: as for `bleu`.
+
+  Returns: {'cider': mean over examples}, in [0, 10].
+
+  Raises:
+    ValueError: as for `bleu`.
+  """
+  scores = cider_scores(*tokenized(targets, predictions))
+  return {'cider': float(np.mean(scores))}
+
+
+def rouge_l(
+  targets: Sequence[Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """ROUGE-L of raw captions.
+
+  Args:
+    targets: as for `bleu`.
+    predictions: as for `bleu`.
+
+  Returns: {'rouge_l': mean over examples}, in [0, 1].
+
+  Raises:
+    ValueError: as for `bleu`.
+  """
+  scores = rouge_l_scores(*tokenized(targets, predictions))
+  return {'rouge_l': float(np.mean(scores))}
+
+
+def spice(
+  targets: Sequence[Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """SPICE of raw captions, by its own program in Java.
+
+  Args:
+    targets: as for `bleu`.
+    predictions: as for `bleu`.
+
+  Returns: {'spice': mean F over examples}, in [0, 1].
+
+  Raises:
+    ValueError: as for `bleu`.
+    SpiceError: Java, pycocoevalcap or the models of Stanford CoreNLP 3.6.0
+      beside its SPICE are not there, or the program failed.
+
+  Source: Anderson et al. 2016; pycocoevalcap `spice/spice.py`.
+  """
+  found = importlib.util.find_spec('pycocoevalcap')
+  places = (found and found.submodule_search_locations) or []
+  models = [
+    path
+    for place in places
+    for path in (pathlib.Path(place) / 'spice' / 'lib').glob(
+      'stanford-corenlp-3.6.0*.jar'
+    )
+  ]
+  # The package would fetch them, from an address that it knows.
+  if len(models) < 2 or not shutil.which('java'):
+    raise SpiceError(
+      'SPICE: expected java on PATH, the package pycocoevalcap (pip install '
+      "'pixel-llm[metrics]'), and stanford-corenlp-3.6.0.jar and "
+      'stanford-corenlp-3.6.0-models.jar in its folder spice/lib, got '
+      f'java: {shutil.which("java")}, pycocoevalcap: {list(places)}, jars: '
+      f'{[path.name for path in models]}.'
+    )
+  references, hypotheses = tokenized(targets, predictions)
+  program = importlib.import_module('pycocoevalcap.spice.spice').Spice()
+  try:
+    score, _ = program.compute_score(
+      {i: [' '.join(r) for r in refs] for i, refs in enumerate(references)},
+      {i: [' '.join(tokens)] for i, tokens in enumerate(hypotheses)},
+    )
+  except (OSError, subprocess.CalledProcessError) as e:
+    raise SpiceError(
+      f'SPICE: its program failed ({e}); it needs a Java of its time, 8, and '
+      'to write beside itself.'
+    ) from e
+  return {'spice': float(score)}
 
 
 def caption_baseline(
@@ -139,6 +241,33 @@ def cider_d_scores(
   Source: Vedantam et al. 2015, section 5 and equation 7; pycocoevalcap
     `cider/cider_scorer.py`: sigma 6, n-grams up to 4, times 10.
   """
+  return _consensus(references, hypotheses, clipped=True)
+
+
+def cider_scores(
+  references: Sequence[Sequence[Sequence[str]]],
+  hypotheses: Sequence[Sequence[str]],
+) -> np.ndarray:
+  """CIDEr of each caption of a corpus of tokens.
+
+  Args:
+    references: tokens of each reference of each example.
+    hypotheses: tokens of one caption an example.
+
+  Returns: [examples] float64 in [0, 10].
+
+  Source: Vedantam et al. 2015, equations 2 and 3, times 10; as vrama91/cider,
+    `cider_scorer.py`, words are not stemmed.
+  """
+  return _consensus(references, hypotheses, clipped=False)
+
+
+def _consensus(
+  references: Sequence[Sequence[Sequence[str]]],
+  hypotheses: Sequence[Sequence[str]],
+  clipped: bool,
+) -> np.ndarray:
+  """Mean cosine of tf-idf; clipped counts and a penalty for length or not."""
   counted = [[_ngrams(ref) for ref in refs] for refs in references]
   documents = Counter(ngram for refs in counted for ngram in set().union(*refs))
   log_corpus = math.log(len(counted)) if counted else 0.0
@@ -160,18 +289,70 @@ def cider_d_scores(
     score = 0.0
     for ref in refs:
       ref_tfidf, ref_norms, ref_length = vectors(ref)
-      penalty = math.exp(-((length - ref_length) ** 2) / (2 * _CIDER_SIGMA**2))
+      penalty = 1.0
+      if clipped:
+        gap = length - ref_length
+        penalty = math.exp(-(gap**2) / (2 * _CIDER_SIGMA**2))
       for n in range(_MAX_NGRAM):
         dot = sum(
-          min(value, ref_tfidf[n][ngram]) * ref_tfidf[n][ngram]
+          (min(value, other) if clipped else value) * other
           for ngram, value in tfidf[n].items()
-          if ngram in ref_tfidf[n]
+          if (other := ref_tfidf[n].get(ngram)) is not None
         )
         norm = norms[n] * ref_norms[n]
         if norm > 0:
           score += penalty * dot / norm / _MAX_NGRAM
     scores.append(10.0 * score / len(refs))
   return np.array(scores)
+
+
+def rouge_l_scores(
+  references: Sequence[Sequence[Sequence[str]]],
+  hypotheses: Sequence[Sequence[str]],
+) -> np.ndarray:
+  """ROUGE-L of each caption of a corpus of tokens.
+
+  F of the longest common subsequence, of the best precision and the best
+  recall that any reference gives.
+
+  Args:
+    references: tokens of each reference of each example.
+    hypotheses: tokens of one caption an example.
+
+  Returns: [examples] float64 in [0, 1].
+
+  Source: Lin 2004; pycocoevalcap `rouge/rouge.py`, with its beta of 1.2.
+  """
+  scores = []
+  for refs, hypothesis in zip(references, hypotheses, strict=True):
+    # An empty caption is one empty word there.
+    words = hypothesis or ['']
+    common = [(_common(ref or [''], words), len(ref or [''])) for ref in refs]
+    precision = max(n for n, _ in common) / len(words)
+    recall = max(n / length for n, length in common)
+    weight = _ROUGE_BETA**2
+    scores.append(
+      (1 + weight) * precision * recall / (recall + weight * precision)
+      if precision
+      else 0.0
+    )
+  return np.array(scores)
+
+
+def _common(words: Sequence[str], others: Sequence[str]) -> int:
+  """Length of the longest common subsequence, a column of bits at a time.
+
+  Source: Hyyrö 2004.
+  """
+  places: dict[str, int] = {}
+  for i, word in enumerate(words):
+    places[word] = places.get(word, 0) | 1 << i
+  # Bit i is 0 where the subsequence grows with word i.
+  column = full = (1 << len(words)) - 1
+  for word in others:
+    same = column & places.get(word, 0)
+    column = (column + same | column - same) & full
+  return len(words) - column.bit_count()
 
 
 def _ngrams(tokens: Sequence[str]) -> Ngrams:
@@ -183,10 +364,14 @@ def _ngrams(tokens: Sequence[str]) -> Ngrams:
   )
 
 
-def _tokenized(
+def tokenized(
   targets: Sequence[Sequence[str]], predictions: Sequence[str]
 ) -> tuple[list[list[list[str]]], list[list[str]]]:
-  """Tokens of the examples that have a reference."""
+  """Tokens of the examples that have a reference.
+
+  Raises:
+    ValueError: as for `bleu`.
+  """
   if len(targets) != len(predictions):
     raise ValueError(
       f'expected as many captions as examples, got {len(predictions)} and '

@@ -9,6 +9,7 @@ prompt and the decoder's text, and the box is read at its last token.
 from __future__ import annotations
 
 import numpy as np
+from absl import logging
 
 from pixel_llm import example as example_lib
 from pixel_llm.metrics import refer as refer_metrics
@@ -40,11 +41,25 @@ def usable(region: example_lib.Region) -> bool:
 
 
 def box_scores(targets: list, predictions: list) -> dict[str, float]:
-  """P@0.5 and mean IoU, and those of the whole image as the answer."""
-  return {
+  """Precision, mean IoU, those of the whole image as the answer, and presence.
+
+  Presence is left out, with a note, where something is not there to be found
+  but the network does not say so.
+  """
+  out = {
     **refer_metrics.box_precision(targets, predictions),
     **refer_metrics.box_precision_baseline(targets, predictions),
   }
+  if all('presence' in x for x in (*targets, *predictions)):
+    out |= refer_metrics.presence_scores(targets, predictions)
+  elif not all(target.get('presence', 1) for target in targets):
+    logging.log_first_n(
+      logging.WARNING,
+      'Metrics of what is not there are left out: this model has no presence '
+      'head.',
+      1,
+    )
+  return out
 
 
 # The words are given in the prompt: writing them again teaches nothing.

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from absl import logging
+
 from pixel_llm import example as example_lib
+from pixel_llm.metrics import segment as segment_metrics
 from pixel_llm.tasks import refer
 from pixel_llm.tasks import task as task_lib
 
@@ -25,6 +28,22 @@ def usable(region: example_lib.Region) -> bool:
   return region.box is not None and region.mask is not None
 
 
+def mask_scores(targets: list, predictions: list) -> dict[str, float]:
+  """cIoU, gIoU and precision; nothing, with a note, where masks are missing."""
+  if all('mask' in x for x in (*targets, *predictions)):
+    return segment_metrics.mask_scores(targets, predictions)
+  logging.log_first_n(
+    logging.WARNING,
+    'Metrics of masks are left out: this evaluation makes no masks.',
+    1,
+  )
+  return {}
+
+
 SEGMENT = dataclasses.replace(
-  refer.REFER, name='segment', question=question, usable=usable
+  refer.REFER,
+  name='segment',
+  question=question,
+  usable=usable,
+  metrics=(refer.box_scores, mask_scores),
 )

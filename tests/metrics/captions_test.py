@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""BLEU and CIDEr-D equal pycocoevalcap's, and what is known by hand."""
+"""Caption metrics equal pycocoevalcap's, and what is known by hand."""
 
 import json
 import math
@@ -11,6 +11,7 @@ import pytest
 
 from pixel_llm.metrics import captions
 
+_METRICS = (captions.bleu, captions.cider_d, captions.cider, captions.rouge_l)
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'captions.json'
 
 
@@ -51,6 +52,7 @@ def test_raw_captions_equal_golden(golden):
 def test_equal_to_live_package(tokens):
   bleu = pytest.importorskip('pycocoevalcap.bleu.bleu').Bleu(4)
   cider = pytest.importorskip('pycocoevalcap.cider.cider').Cider()
+  rouge = pytest.importorskip('pycocoevalcap.rouge.rouge').Rouge()
   rng = np.random.default_rng(0)
   references, hypotheses = tokens
   order = rng.permutation(len(hypotheses))[:60]
@@ -67,6 +69,13 @@ def test_equal_to_live_package(tokens):
   np.testing.assert_allclose(
     captions.cider_d_scores(references, hypotheses),
     cider.compute_score(gts, res)[1],
+    rtol=0, atol=1e-9,
+  )  # fmt: skip
+  hypotheses[0], references[1] = [], [[], *references[1]]
+  gts[1], res[0] = ['', *gts[1]], ['']
+  np.testing.assert_allclose(
+    captions.rouge_l_scores(references, hypotheses),
+    rouge.compute_score(gts, res)[1],
     rtol=0, atol=1e-9,
   )  # fmt: skip
 
@@ -96,17 +105,64 @@ def test_cider_d_by_hand():
   assert result['cider_d'] == pytest.approx(10 * (1 / 2) / 4 / 2)
 
 
+def test_cider_by_hand():
+  targets = [['red ring'], ['blue star here']]
+  # As for CIDEr-D, but a word said twice is not clipped, nor is length
+  # looked at: cosine 2 / (sqrt(5) sqrt(2)) of unigrams.
+  result = captions.cider(targets, ['red red dog', ''])
+  expected = 2 / math.sqrt(5) / math.sqrt(2)
+  assert result['cider'] == pytest.approx(10 * expected / 4 / 2)
+  clipped = 1 / math.sqrt(5) / math.sqrt(2) * math.exp(-1 / 72)
+  result = captions.cider_d(targets, ['red red dog', ''])
+  assert result['cider_d'] == pytest.approx(10 * clipped / 4 / 2)
+
+
+def test_rouge_l_by_hand():
+  # In common, in order: a, b, d; the other reference has the best recall.
+  result = captions.rouge_l([['a x b c d', 'e a']], ['a b d e'])
+  precision, recall = 3 / 4, 3 / 5
+  expected = 2.44 * precision * recall / (recall + 1.44 * precision)
+  assert result['rouge_l'] == pytest.approx(expected)
+  result = captions.rouge_l([['a x b c d', 'e']], ['a b d e'])
+  expected = 2.44 * precision * 1 / (1 + 1.44 * precision)
+  assert result['rouge_l'] == pytest.approx(expected)
+
+
+def test_longest_common_subsequence_equals_the_table():
+  rng = np.random.default_rng(0)
+  for _ in range(100):
+    a, b = (rng.choice(list('abcd'), rng.integers(1, 90)) for _ in range(2))
+    table = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i, x in enumerate(a):
+      for j, y in enumerate(b):
+        table[i + 1, j + 1] = (
+          table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+        )
+    score = captions.rouge_l_scores([[list(a)]], [list(b)])[0]
+    precision, recall = table[-1, -1] / len(b), table[-1, -1] / len(a)
+    expected = 2.44 * precision * recall / (recall + 1.44 * precision)
+    assert score == pytest.approx(expected)
+
+
+def test_spice_says_what_is_missing(monkeypatch):
+  monkeypatch.setenv('PATH', '')
+  with pytest.raises(captions.SpiceError, match='java: None'):
+    captions.spice([['a dog']], ['a dog'])
+
+
 def test_perfect_captions():
   texts = [f'image {i} shows a thing called {w}' for i, w in enumerate('abcd')]
   targets = [[t] for t in texts]
   assert captions.cider_d(targets, texts)['cider_d'] == pytest.approx(10)
+  assert captions.cider(targets, texts)['cider'] == pytest.approx(10)
+  assert captions.rouge_l(targets, texts)['rouge_l'] == pytest.approx(1)
   for score in captions.bleu(targets, texts).values():
     assert score == pytest.approx(1)
 
 
 def test_order_of_examples_is_irrelevant(golden):
   targets, predictions = golden['targets'][:40], golden['predictions'][:40]
-  for metric in (captions.bleu, captions.cider_d):
+  for metric in _METRICS:
     assert metric(targets, predictions) == pytest.approx(
       metric(targets[::-1], predictions[::-1])
     )
@@ -116,7 +172,7 @@ def test_padding_counts_nothing():
   targets = [['a red ring'], ['a blue star', 'a star']]
   predictions = ['a red star', 'a blue ring']
   padded = [['a red ring', ''], [''], ['a blue star', '', 'a star'], []]
-  for metric in (captions.bleu, captions.cider_d):
+  for metric in _METRICS:
     assert metric(targets, predictions) == metric(
       padded, ['a red star', 'a dog', 'a blue ring', '']
     )
