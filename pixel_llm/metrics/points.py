@@ -158,6 +158,64 @@ def generated_point_l1(
   }
 
 
+def grounding_recall(
+  targets: Sequence[Mapping[str, Any]],
+  predictions: Sequence[Mapping[str, Any]],
+  radii: Sequence[float] = (0.05, 0.1, 0.2),
+) -> dict[str, float]:
+  """How much of what was pointed at is said, and pointed at nearby.
+
+  A ground-truth token is found when a token of the same id was written whose
+  place is at most `radius` from its own. A place is the mean of a token's
+  points, distances are Euclidean.
+
+  Args:
+    targets: as for `generated_point_l1`; of several references that which is
+      found best counts, for each radius by itself.
+    predictions: as for `generated_point_l1`.
+    radii: in units of the normalized image.
+
+  Returns: {'grounding_recall_0.05': share of tokens found, mean over images
+    with a ground-truth point, ...}; NaN where there is none.
+
+  Raises:
+    ValueError: the lists disagree in length.
+  """
+  scores = []
+  for target, prediction in _pairs(targets, predictions):
+    tokens = np.asarray(prediction['tokens'])
+    places = np.asarray(prediction['points'], np.float64).mean(axis=-2)
+    places = np.where((tokens != 0)[:, None], places, np.inf)
+    target_tokens = np.asarray(target['tokens'])
+    length = target_tokens.shape[-1]
+    target_places = np.asarray(target['points'], np.float64).mean(axis=-2)
+    found = [
+      [np.mean(least <= radius) for radius in radii]
+      for ids, centers, weights in zip(
+        target_tokens.reshape(-1, length),
+        target_places.reshape(-1, length, 2),
+        np.asarray(target['weights']).reshape(-1, length),
+      )
+      if (weights > 0).any()
+      for least in [
+        _nearest(ids[weights > 0], centers[weights > 0], tokens, places)
+      ]
+    ]
+    if found:
+      scores.append(np.max(found, axis=0))
+  means = np.mean(scores, axis=0) if scores else [float('nan')] * len(radii)
+  return {f'grounding_recall_{r}': float(x) for r, x in zip(radii, means)}
+
+
+def _nearest(
+  ids: np.ndarray, centers: np.ndarray, tokens: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+  """[N] distance of each id's centre to the nearest place of an equal token."""
+  distances = np.linalg.norm(centers[:, None] - places[None], axis=-1)
+  distances = np.where(ids[:, None] == tokens[None], distances, np.inf)
+  return distances.min(axis=1, initial=np.inf)
+
+
 def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> float | None:
   """None when no weight is positive."""
   total = weights.sum()

@@ -111,6 +111,48 @@ def test_nothing_in_common_is_nan_and_covers_nothing():
   assert result['generated_point_coverage'] == 0
 
 
+def test_grounding_recall_by_hand():
+  corners = np.array([
+    [[0.0, 0.0], [0.2, 0.2]], [[0.4, 0.4], [0.6, 0.6]],
+    [[0.9, 0.9], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]],
+  ])  # fmt: skip
+  target = {
+    'tokens': np.array([7, 8, 9, 1]),
+    'points': corners,
+    'weights': np.array([1, 1, 1, 0]),
+  }
+  prediction = {
+    # Padding says nothing, wherever it is.
+    'tokens': np.array([8, 7, 7, 0]),
+    'points': np.array(
+      [[[0.5, 0.58]], [[0.5, 0.5]], [[0.13, 0.14]], [[0.95, 0.95]]]
+    ),
+  }
+  result = points.grounding_recall([target], [prediction])
+  # 8 is 0.08 from its place, the nearer 7 exactly 0.05, 9 was not said.
+  assert result == {
+    'grounding_recall_0.05': pytest.approx(1 / 3),
+    'grounding_recall_0.1': pytest.approx(2 / 3),
+    'grounding_recall_0.2': pytest.approx(2 / 3),
+  }
+
+
+def test_grounding_recall_of_the_best_reference():
+  rng = np.random.default_rng(3)
+  target = {
+    'tokens': rng.integers(2, 5, (3, 6)),
+    'points': rng.random((3, 6, 2, 2)),
+    'weights': np.ones((3, 6)),
+  }
+  said = {'tokens': target['tokens'][1], 'points': target['points'][1]}
+  empty = {'tokens': np.zeros(0, int), 'points': np.zeros((0, 2, 2))}
+  none = {**target, 'weights': np.zeros((3, 6))}
+  result = points.grounding_recall([target, target, none], [said, empty, said])
+  assert set(result.values()) == {0.5}
+  result = points.grounding_recall([none], [said])
+  assert all(math.isnan(x) for x in result.values())
+
+
 def test_errors_say_what_was_expected():
   target = {'points': np.zeros((2, 1, 2)), 'weights': np.ones(2)}
   with pytest.raises(ValueError, match=r'example 0: expected points'):
