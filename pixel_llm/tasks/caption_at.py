@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from pixel_llm import example as example_lib
+from pixel_llm.metrics import caption_at as caption_at_metrics
+from pixel_llm.metrics import captions
 from pixel_llm.tasks import narrate
 from pixel_llm.tasks import task as task_lib
 
@@ -35,6 +37,23 @@ def place(region: example_lib.Region) -> bytes:
   return b'' if at is None else np.asarray(at, np.float32).tobytes()
 
 
+def caption_scores(targets: list, predictions: list) -> dict[str, float]:
+  """Those of `narrate`, whose references are of the region alone, and merged.
+
+  See `metrics.caption_at` for what merges references; `*_merged` have them.
+  """
+  references = caption_at_metrics.references(targets, 'merged')
+  written = [p['text'] for p in predictions]
+  merged = {
+    **captions.cider_d(references, written),
+    **narrate.meteor(references, written),
+  }
+  return {
+    **narrate.caption_scores(targets, predictions),
+    **{f'{name}_merged': value for name, value in merged.items()},
+  }
+
+
 CAPTION_AT = task_lib.Task(
   name='caption_at',
   question=question,
@@ -45,5 +64,5 @@ CAPTION_AT = task_lib.Task(
   reads=False,
   groups=task_lib.alike(place),
   usable=usable,
-  metrics=(narrate.caption_scores,),
+  metrics=(caption_scores,),
 )

@@ -13,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 
 from pixel_llm import example as example_lib
-from pixel_llm.tasks import caption_at
+from pixel_llm.metrics import dense_caption as dense_caption_metrics
+from pixel_llm.metrics import meteor as meteor_metric
+from pixel_llm.tasks import caption_at, narrate
 
 
 def usable(region: example_lib.Region) -> bool:
@@ -21,6 +23,24 @@ def usable(region: example_lib.Region) -> bool:
   return region.box is not None
 
 
+def found_scores(targets: list, predictions: list) -> dict[str, float]:
+  """DenseCap's mAP and that of detection, of what was found in each image.
+
+  Without METEOR's data that of detection alone, with a note. Answers to
+  questions about the true boxes score as those of `caption_at`.
+  """
+  if not all('boxes' in target for target in targets):
+    return caption_at.caption_scores(targets, predictions)
+  text_score = narrate.has_meteor() and meteor_metric.text_scores
+  return dense_caption_metrics.dense_caption_map(
+    targets, predictions, text_score or None
+  )
+
+
 DENSE_CAPTION = dataclasses.replace(
-  caption_at.CAPTION_AT, name='dense_caption', detects=True, usable=usable
+  caption_at.CAPTION_AT,
+  name='dense_caption',
+  detects=True,
+  usable=usable,
+  metrics=(found_scores,),
 )

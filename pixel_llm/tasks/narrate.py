@@ -7,11 +7,15 @@ Source: paper section 3.4, pre-training on Localized Narratives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from absl import logging
 
 from pixel_llm import alignment
 from pixel_llm import example as example_lib
-from pixel_llm.metrics import captions, objects, points
+from pixel_llm.metrics import captions, objects, points, traces
+from pixel_llm.metrics import meteor as meteor_metric
 from pixel_llm.tasks import task as task_lib
 
 # Source: scenic pixel_llm, `pixel_llm_t5_trace.py`. Evaluation asks the
@@ -53,13 +57,52 @@ def word_points(targets: list, predictions: list) -> dict[str, float]:
   }
 
 
+def written_points(targets: list, predictions: list) -> dict[str, float]:
+  """Where the words of the written narrative are, and which were found.
+
+  Nothing, where places of written words are not among the predictions.
+  """
+  if not all('written_points' in p for p in predictions):
+    return {}
+  written = [
+    {'tokens': p['written_tokens'], 'points': p['written_points']}
+    for p in predictions
+  ]
+  return {
+    **points.generated_point_l1(targets, written),
+    **points.grounding_recall(targets, written),
+    **traces.trace_lbm(targets, written),
+  }
+
+
+def has_meteor() -> bool:
+  """Whether METEOR's data is installed; a note, once, where it is not."""
+  if not (found := meteor_metric.installed()):
+    logging.log_first_n(
+      logging.WARNING,
+      'METEOR is left out: its data comes with pycocoevalcap, which is not '
+      "installed: pip install 'pixel-llm[metrics]'.",
+      1,
+    )
+  return found
+
+
+def meteor(
+  references: Sequence[Sequence[str]], written: Sequence[str]
+) -> dict[str, float]:
+  """METEOR; nothing, with a note, where its data is not installed."""
+  return meteor_metric.meteor(references, written) if has_meteor() else {}
+
+
 def caption_scores(targets: list, predictions: list) -> dict[str, float]:
-  """CIDEr-D and BLEU-4 of the written text, and of the baseline caption."""
+  """Scores of the written text; CIDEr-D and BLEU-4 of the baseline caption."""
   references = [t['texts'] for t in targets]
   written = [p['text'] for p in predictions]
   return {
     **captions.cider_d(references, written),
     'bleu_4': captions.bleu(references, written)['bleu_4'],
+    **captions.rouge_l(references, written),
+    **meteor(references, written),
     **captions.caption_baseline(references, written),
   }
 
@@ -83,5 +126,5 @@ NARRATE = task_lib.Task(
   generates=True,
   reads=True,
   groups=GROUPS,
-  metrics=(word_points, caption_scores),
+  metrics=(word_points, written_points, caption_scores),
 )

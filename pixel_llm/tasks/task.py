@@ -101,7 +101,7 @@ class Task:
     detects: the boxes of an example's regions are all there is to find.
     usable: whether a region has what the task asks for; others are passed over.
     metrics: functions (targets, predictions) -> dict of floats, as SeqIO's.
-      A target is a dict with `texts` (the references) and their `ids`,
+      A target is a dict with `texts` (the references), their `ids`, `image`,
       `points` [n, L, P, 2], `weights` [n, L] of the points, and `box` [4] with
       its `weight`; a
       prediction is a dict with `text` if the task generates, and `points`
@@ -254,7 +254,8 @@ def target(
 ) -> dict[str, Any]:
   """What metrics compare with, of one of `Task.questions`; see `Task.metrics`.
 
-  Returns: `texts`, `box` as four numbers, its `weight`, and the `id`s.
+  Returns: `texts`, `box` as four numbers, its `weight`, the `id`s, and the
+    name of the `image`.
   """
   regions = [example.regions[i] for i in group]
   box = regions[0].box
@@ -263,6 +264,7 @@ def target(
     'box': [0.0] * 4 if box is None else box.tolist(),
     'weight': 0.0 if box is None else 1.0,
     'ids': [r.id for r in regions],
+    'image': example.image_id,
   }
 
 
