@@ -274,31 +274,78 @@ def _add_training(verb: _Verb) -> None:
 
 
 def _add_asking(verb: _Verb) -> None:
-  for name in ('narrate', 'refer', 'caption-at'):
+  finds = ('refer', 'segment')
+  for name in (
+    'narrate',
+    'caption',
+    'caption-at',
+    'refer',
+    'segment',
+    'dense-caption',
+  ):
     sub = verb(name)
-    sub.add_argument(
+    add = sub.add_argument
+    add(
       'image',
-      nargs='+' if name == 'narrate' else None,
-      help='JPEG, PNG or WebP',
+      nargs='+',
+      help='files (JPEG, PNG or WebP), folders or globs'
+      + ('; without --expression IMAGE EXPRESSION...' if name in finds else ''),
     )
-    if name == 'refer':
-      sub.add_argument('expression', nargs='+')
+    if name in finds:
+      add('--expression', nargs='+', action='extend', metavar='TEXT')
     if name == 'caption-at':
-      sub.add_argument(
+      add(
         '--box',
         type=_box,
         nargs='+',
-        required=True,
-        help='x0,y0,x1,y1 in pixels of the file',
+        action='extend',
+        default=[],
+        metavar='X0,Y0,X1,Y1',
+        help='in pixels of the file',
       )
-    sub.add_argument('--workdir', required=True, help='of a trained run')
-    sub.add_argument(
-      '--json', action='store_true', help='one line of JSON an answer'
+      add(
+        '--point',
+        type=_points,
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='X,Y',
+        help='in pixels of the file; several on one thing are X,Y:X,Y',
+      )
+      add(
+        '--mask',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='FILE',
+        help="an image of the file's size, not zero inside",
+      )
+    if name == 'dense-caption':
+      add('--max', type=_count, help='things of an image, the surest first')
+      add(
+        '--threshold',
+        type=float,
+        default=0.0,
+        help='least confidence of a thing, 0 to 1',
+      )
+    add('--workdir', required=True, help='of a trained run, or an export of it')
+    add('--batch-size', type=_count, default=8, help='images at a time')
+    add('--json', action='store_true', help='one line of JSON an answer')
+    add(
+      '--jsonl',
+      metavar='FILE',
+      help='for a line of JSON an image; images that it has are not asked of',
     )
-    sub.add_argument(
-      '--out', help='a .png or .html; a directory for several images'
+    add('--coco', metavar='FILE', help="for a JSON list of COCO's results")
+    add(
+      '--image-ids',
+      metavar='FILE',
+      help='JSON: file name -> image id, or a COCO file with images; default '
+      'the number that the name is, else the name',
     )
-    if name != 'refer':
+    add('--out', help='a .png or .html, or a folder for one an image')
+    add('--png', action='store_true', help='PNG instead of HTML in that folder')
+    if name not in finds:
       _add_decoding(sub)
 
 
@@ -388,16 +435,24 @@ def _add_weights(verb: _Verb) -> None:
     )
 
 
-def _box(text: str) -> tuple[float, float, float, float]:
+def _floats(text: str, count: int, expected: str) -> tuple[float, ...]:
   try:
     values = tuple(float(v) for v in text.split(','))
   except ValueError:
     values = ()
-  if len(values) != 4:
+  if len(values) != count:
     raise argparse.ArgumentTypeError(
-      f'expected x0,y0,x1,y1 in pixels of the file, got {text!r}'
+      f'expected {expected} in pixels of the file, got {text!r}'
     )
   return values
+
+
+def _box(text: str) -> tuple[float, ...]:
+  return _floats(text, 4, 'x0,y0,x1,y1')
+
+
+def _points(text: str) -> list[tuple[float, ...]]:
+  return [_floats(part, 2, 'x,y') for part in text.split(':')]
 
 
 def _count(text: str) -> int:

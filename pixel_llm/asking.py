@@ -25,15 +25,6 @@ from typing import Any
 
 from pixel_llm import exits
 
-# Verb -> what it does. Rooms that take time are imported by `run` alone.
-VERBS = {
-  'narrate': 'Narrates images: every word with its place.',
-  'caption': 'Captions whole images.',
-  'caption-at': 'Captions boxes, points or masks of images.',
-  'refer': 'Finds what expressions refer to.',
-  'segment': 'Finds the pixels of what expressions refer to.',
-  'dense-caption': 'Finds all things of images, and captions each.',
-}
 _FINDS = ('refer', 'segment')
 # As of `Predictor.from_workdir`.
 _DECODING = ('beams', 'temperature', 'top_k', 'top_p', 'seed')
@@ -46,98 +37,11 @@ Bar = Callable[
 ]
 
 
-def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
-  """The arguments of one of `VERBS`."""
-  add = parser.add_argument
-  add(
-    'image',
-    nargs='+',
-    help='files (JPEG, PNG or WebP), folders or globs'
-    + ('; without --expression IMAGE EXPRESSION...' if verb in _FINDS else ''),
-  )
-  if verb in _FINDS:
-    add('--expression', nargs='+', action='extend', metavar='TEXT')
-  if verb == 'caption-at':
-    add(
-      '--box',
-      type=_box,
-      nargs='+',
-      action='extend',
-      default=[],
-      metavar='X0,Y0,X1,Y1',
-      help='in pixels of the file',
-    )
-    add(
-      '--point',
-      type=_points,
-      nargs='+',
-      action='extend',
-      default=[],
-      metavar='X,Y',
-      help='in pixels of the file; several on one thing are X,Y:X,Y',
-    )
-    add(
-      '--mask',
-      nargs='+',
-      action='extend',
-      default=[],
-      metavar='FILE',
-      help="an image of the file's size, not zero inside",
-    )
-  if verb == 'dense-caption':
-    add('--max', type=_count, help='things of an image, the surest first')
-    add(
-      '--threshold',
-      type=float,
-      default=0.0,
-      help='least confidence of a thing, 0 to 1',
-    )
-  add('--workdir', required=True, help='of a trained run, or an export of it')
-  add('--batch-size', type=_count, default=8, help='images at a time')
-  add('--json', action='store_true', help='one line of JSON an answer')
-  add(
-    '--jsonl',
-    metavar='FILE',
-    help='for a line of JSON an image; images that it has are not asked again',
-  )
-  add('--coco', metavar='FILE', help="for a JSON list of COCO's results")
-  add(
-    '--image-ids',
-    metavar='FILE',
-    help='JSON: file name -> image id, or a COCO file with images; default the '
-    'number that the name is, else the name',
-  )
-  add('--out', help='a .png or .html, or a folder for one an image')
-  add('--png', action='store_true', help='PNG instead of HTML in that folder')
-  if verb not in _FINDS:
-    _add_decoding(parser)
-
-
-def _add_decoding(parser: argparse.ArgumentParser) -> None:
-  """How words are chosen; what is not given is the run's config's."""
-  add = parser.add_argument_group('decoding').add_argument
-  add('--beams', type=_count, help='hypotheses of beam search; 1 is greedy')
-  add(
-    '--temperature',
-    type=float,
-    help='above 0 draws words instead of taking the likeliest',
-  )
-  add(
-    '--top-k', type=_count, help='draws among so many of the likeliest tokens'
-  )
-  add(
-    '--top-p',
-    type=float,
-    help='draws among the likeliest tokens that have so much probability',
-  )
-  add('--seed', type=int, help='of the draws; equal seeds give equal answers')
-
-
 def run(args: argparse.Namespace, bar: Bar) -> int:
   """Asks; a bad image is reported and costs no other.
 
   Args:
-    args: of a parser with `add_arguments`, and `verb`.
+    args: of a verb that asks.
     bar: shows progress.
 
   Returns: the exit code, of failure if an image failed.
@@ -503,31 +407,3 @@ def _read_mask(path: str):
   if 'A' in bands:
     return (pixels[..., :-1] != 0).any(-1) & (pixels[..., -1] != 0)
   return (pixels != 0).any(-1)
-
-
-def _floats(text: str, count: int, expected: str) -> tuple[float, ...]:
-  try:
-    values = tuple(float(v) for v in text.split(','))
-  except ValueError:
-    values = ()
-  if len(values) != count:
-    raise argparse.ArgumentTypeError(
-      f'expected {expected} in pixels of the file, got {text!r}'
-    )
-  return values
-
-
-def _box(text: str) -> tuple[float, ...]:
-  return _floats(text, 4, 'x0,y0,x1,y1')
-
-
-def _points(text: str) -> list[tuple[float, ...]]:
-  return [_floats(part, 2, 'x,y') for part in text.split(':')]
-
-
-def _count(text: str) -> int:
-  if not text.isdigit() or int(text) < 1:
-    raise argparse.ArgumentTypeError(
-      f'expected a whole number from 1 on, got {text!r}'
-    )
-  return int(text)

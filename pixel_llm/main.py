@@ -22,8 +22,6 @@ from pixel_llm import arguments, exits
 
 # Verbs whose config's leaves are changed by further options.
 CHANGING = ('train', 'precompute', 'params', 'config', 'show-data', 'plan')
-# Options of the verbs that write text, as of `Predictor.from_workdir`.
-_DECODING = ('beams', 'temperature', 'top_k', 'top_p', 'seed')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -429,20 +427,39 @@ def _evaluate(config, workdir: str, watchdog) -> dict[str, float]:
 
 
 def narrate(args: argparse.Namespace) -> int:
-  """Narrates images."""
-  return _predict(args, lambda p: [p.narrate()])
+  """Narrates images: every word with its place."""
+  return _ask(args)
+
+
+def caption(args: argparse.Namespace) -> int:
+  """Captions whole images."""
+  return _ask(args)
+
+
+def caption_at(args: argparse.Namespace) -> int:
+  """Captions boxes, points or masks of images."""
+  return _ask(args)
 
 
 def refer(args: argparse.Namespace) -> int:
   """Finds what expressions refer to."""
-  args.image = [args.image]
-  return _predict(args, lambda p: p.refer(args.expression))
+  return _ask(args)
 
 
-def caption_at(args: argparse.Namespace) -> int:
-  """Captions boxes of an image."""
-  args.image = [args.image]
-  return _predict(args, lambda p: p.caption_at(args.box))
+def segment(args: argparse.Namespace) -> int:
+  """Finds the pixels of what expressions refer to."""
+  return _ask(args)
+
+
+def dense_caption(args: argparse.Namespace) -> int:
+  """Finds all things of images, and captions each."""
+  return _ask(args)
+
+
+def _ask(args: argparse.Namespace) -> int:
+  from pixel_llm import asking
+
+  return asking.run(args, _bar)
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -561,50 +578,6 @@ def _size(sizes, size: str, part: str):
   return sizes[size]
 
 
-def _predict(args: argparse.Namespace, ask) -> int:
-  """Asks about every image; a bad image is reported and costs no other."""
-  from pixel_llm import image as image_lib
-  from pixel_llm import pictures
-  from pixel_llm import predictor as predictor_lib
-
-  if (
-    args.out
-    and len(args.image) == 1
-    and not args.out.endswith(('.png', '.html'))
-  ):
-    raise ValueError(
-      f'--out {args.out}: expected a name that ends in .png or .html.'
-    )
-  # `refer` reads what it is given and decodes nothing.
-  decoding = {k: vars(args)[k] for k in _DECODING if k in args}
-  predictor = predictor_lib.Predictor.from_workdir(args.workdir, **decoding)
-  failed = 0
-  for path in args.image:
-    try:
-      predictor.set_image(path)
-    except image_lib.ImageError as e:
-      print(f'pixel-llm {args.verb}: error: {e}', file=sys.stderr)
-      failed += 1
-      continue
-    predictions = ask(predictor)
-    for p in predictions:
-      if args.json:
-        print(json.dumps(p.to_json(), ensure_ascii=False))
-      elif p.box_orig is not None:
-        print(
-          f'{path}: {p.prompt}: ' + ', '.join(f'{v:.1f}' for v in p.box_orig)
-        )
-      else:
-        print(f'{path}: {p.text}')
-    if args.out:
-      out = pathlib.Path(args.out)
-      if len(args.image) > 1:
-        out.mkdir(parents=True, exist_ok=True)
-        out = out / f'{pathlib.Path(path).stem}.html'
-      pictures.save(str(out), image_lib.load(path), predictions)
-  return exits.FAILED if failed else 0
-
-
 def _experiment(args: argparse.Namespace):
   """The experiment of `--config` or `--gin_file`, with its changes."""
   from pixel_llm.train import config_files
@@ -666,8 +639,11 @@ VERBS = {
     plan,
     evaluate,
     narrate,
-    refer,
+    caption,
     caption_at,
+    refer,
+    segment,
+    dense_caption,
     inspect,
     import_,
     export,

@@ -49,7 +49,7 @@ ALLOWED['sheet'] = ALLOWED['data'] | {'pictures'}
 ALLOWED['train'] = ALLOWED['data'] | {'train', 'pictures', 'report'}
 ALLOWED['plan'] = ALLOWED['train'] | {'plan'}
 ALLOWED['asking'] = ALLOWED['predictor'] | {'predictor', 'pictures', 'asking'}
-ALLOWED['arguments'] = {'exits', '__init__', 'arguments', 'asking'}
+ALLOWED['arguments'] = {'exits', '__init__', 'arguments'}
 ALLOWED['main'] = ALLOWED['plan'] | {
   'arguments',
   'asking',
