@@ -78,16 +78,18 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
     devices=jax.local_devices() if len(images) > 1 else None,
   )
   asked = {'checkpoint': predictor.step, **question.shown, **decoding}
-  results = []
+  results: dict[str, list[dict[str, Any]]] = {}
   with contextlib.ExitStack() as stack:
     log = None
     done: dict[str, list] = {}
     if args.jsonl:
       done = _resumed(pathlib.Path(args.jsonl), asked)
       log = stack.enter_context(open(args.jsonl, 'ab'))
-    for path in images.keys() & done.keys() if args.coco else ():
-      for row in done[path]:
-        results.append(coco_result(Prediction.from_json(row), ids[path]))
+    if args.coco:
+      for path, rows in done.items():
+        if path in images:
+          answers = map(Prediction.from_json, rows)
+          results[path] = [coco_result(p, ids[path]) for p in answers]
     todo = [path for path in images if path not in done]
     tell = stack.enter_context(bar(args.verb, 'images'))
     answers = predictor.ask_many(
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
         if args.out:
           pictures_lib.save(pictures[path], image_lib.load(path), found)
         if args.coco:
-          results += [coco_result(p, ids[path]) for p in found]
+          results[path] = [coco_result(p, ids[path]) for p in found]
         if log is not None:
           row = {
             'image': path,
@@ -119,7 +121,8 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
           log.flush()
       tell(len(images) - len(todo) + i + 1, len(images))
   if args.coco:
-    files.write(args.coco, to_json(results))
+    ordered = [row for path in images for row in results.get(path, ())]
+    files.write(args.coco, to_json(ordered))
   if failed and len(images) > 1:
     print(
       f'pixel-llm {args.verb}: {failed} of {len(images)} images failed.',
@@ -356,7 +359,8 @@ def coco_result(prediction, image_id: int | str) -> dict[str, Any]:
   box = p.box_orig or p.prompt_box_orig
   if box is None:
     return result | {'caption': p.text}
-  x0, y0, x1, y1 = box
+  # As in the JSON of the answer, so that one read from there is the same.
+  x0, y0, x1, y1 = (round(v, 2) for v in box)
   result |= {
     'category_id': 1,
     'bbox': [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],

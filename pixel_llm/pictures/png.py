@@ -82,10 +82,11 @@ def draw(
       canvas.label(canvas.place(clicks[0]), number, bright)
     placed = bool(box or clicks)
     runs = [_Run(shown.caption(prediction), dark if placed else GREY, number)]
-    if lines and len(predictions) > _MAX_LINES:
+    many = len(predictions) > _MAX_LINES
+    if lines and many:
       lines[-1].runs += runs
       continue
-    if prediction.box_orig and prediction.confidence is not None:
+    if prediction.box_orig and prediction.confidence is not None and not many:
       runs.append(_Run(f'{prediction.confidence:.2f}', GREY))
     lines.append(_Line(runs, swatch=bright if placed and not number else None))
   return canvas.finish([*lines, *(_truth_line(p, predictions) for p in truth)])
@@ -210,18 +211,23 @@ class _Canvas:
       self._draw.line(points, fill=color, width=width, joint='curve')
       return
     dash = self._width(8)
+    behind = 0.0  # Dashes go on around corners.
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
       length = math.dist((x0, y0), (x1, y1))
-      for at in range(0, int(length), 2 * dash):
-        t0, t1 = at / length, min(at + dash, length) / length
-        self._draw.line(
-          [
-            (x0 + (x1 - x0) * t0, y0 + (y1 - y0) * t0),
-            (x0 + (x1 - x0) * t1, y0 + (y1 - y0) * t1),
-          ],
-          fill=color,
-          width=width,
-        )
+      at = -(behind % (2 * dash))
+      while at < length:
+        t0, t1 = max(at, 0) / length, min(at + dash, length) / length
+        if t1 > t0:
+          self._draw.line(
+            [
+              (x0 + (x1 - x0) * t0, y0 + (y1 - y0) * t0),
+              (x0 + (x1 - x0) * t1, y0 + (y1 - y0) * t1),
+            ],
+            fill=color,
+            width=width,
+          )
+        at += 2 * dash
+      behind += length
 
   def trace(
     self, points: Sequence[tuple[Point, Color]], dashed: bool = False
@@ -350,7 +356,8 @@ _Place = Callable[[float, float], tuple[float, float]]
 # Where a label may stand beside its point, best first.
 _LABEL_PLACES = (
   (1, -1), (-1, -1), (1, 1), (-1, 1), (0, -1), (0, 1), (1, 0), (-1, 0),
-  (2, 0), (-2, 0), (0, -2), (0, 2),
+  (2, 0), (-2, 0), (0, -2), (0, 2), (2, 2), (-2, 2), (2, -2), (-2, -2),
+  (3, 0), (-3, 0), (0, 4), (0, -4),
 )  # fmt: skip
 
 
