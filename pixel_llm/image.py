@@ -26,6 +26,9 @@ except ImportError:  # of the `data` extra
 from pixel_llm.geometry import Affine, Fit
 
 _FORMATS = ('JPEG', 'PNG', 'WEBP')
+# Pillow warns above it and refuses twice as many: 20,000 by 20,000 pixels are
+# read without either, 1.2 GB of them.
+Image.MAX_IMAGE_PIXELS = 20_000 * 20_000
 _EXPECTED = 'expected a JPEG, PNG or WebP image'
 _ORIENTATION = 0x0112
 # EXIF orientation -> what makes the picture upright.

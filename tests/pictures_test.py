@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixel_llm import pictures
+from pixel_llm import masks, pictures
 from pixel_llm.prediction import Prediction, Word
 
 GREY = (128, 128, 128)
@@ -317,3 +317,41 @@ def test_half_a_surrogate_pair_can_be_saved(tmp_path):
   prediction = captioned((1, 2, 3, 4), 'a dog \ud83d')
   pictures.save(tmp_path / 'a.html', grey(60, 100), [prediction])
   assert 'a dog &#55357;' in (tmp_path / 'a.html').read_text(encoding='utf-8')
+
+
+def segmented(confidence=0.9):
+  inside = np.zeros((60, 100), bool)
+  inside[10:40, 20:60] = True
+  inside[20:30, 30:50] = False
+  return Prediction(
+    'segment', 'a.jpg', (60, 100), prompt='a ring', box_orig=(20, 10, 60, 40),
+    mask_orig=masks.encode(inside), confidence=confidence,
+  )  # fmt: skip
+
+
+def test_a_mask_is_tinted_but_for_its_hole():
+  picture = pictures.draw(grey(60, 100), [segmented()])
+  assert picture.getpixel((320, 200)) == GREY == picture.getpixel((700, 400))
+  assert picture.getpixel((200, 200)) != GREY
+  page = Page(pictures.html(grey(60, 100), [segmented()]))
+  (path,) = page.of('path')
+  assert path[0]['d'].count('M') == 2
+  assert ', 0.90' in page.of('g', 'mark')[0][0]['data-where']
+
+
+def test_what_is_not_there_is_said_and_not_drawn():
+  picture = pictures.draw(grey(60, 100), [segmented(0.1)])
+  assert {picture.getpixel((x, 200)) for x in range(100, 700)} == {GREY}
+  page = Page(pictures.html(grey(60, 100), [segmented(0.1)]))
+  assert not page.of('path') and not page.of('g', 'mark')
+  assert page.of('span', 'word')[0][1] == 'a ring (not there)'
+
+
+def test_points_that_were_asked_about_are_dots():
+  asked = Prediction(
+    'caption_at', 'a', (60, 100), 'a dog', prompt_points_orig=((25, 30),)
+  )
+  picture = pictures.draw(grey(60, 100), [asked])
+  assert picture.getpixel((200, 240)) == pictures.color_run(2)[1]
+  page = Page(pictures.html(grey(60, 100), [asked]))
+  assert [(a['cx'], a['cy']) for a, _ in page.of('circle')] == [('25', '30')]

@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from pixel_llm import image as image_lib
-from pixel_llm import masks
+from pixel_llm import masks, weights
 from pixel_llm.checkpoints import mapping
 from pixel_llm.predictor import Predictor
 
@@ -246,6 +246,17 @@ def test_parameters_of_another_network_are_refused(tmp_path, folder):
     Predictor.from_workdir(str(small))
   with pytest.raises(FileNotFoundError, match=r'config\.json: no such file'):
     Predictor.from_workdir(str(tmp_path))
+
+
+def test_an_exported_folder_is_asked_alike(predictor, folder, tmp_path):
+  out = tmp_path / 'out'
+  weights.export_weights(str(folder), str(out), 'safetensors')
+  exported = Predictor.from_workdir(str(out))
+  found = []
+  for asked_of in (predictor, exported):
+    asked_of.set_image(asked.picture())
+    found.append(asked_of.segment(['a star']))
+  assert_same(*found)
 
 
 def test_prompts_have_the_room_for_points_of_evaluation(tmp_path):
