@@ -264,13 +264,28 @@ def _add_training(verb: _Verb) -> None:
   sub.add_argument('--json', action='store_true', help='all of it in one line')
 
   sub = verb('evaluate')
+  _add_config(sub, required=False)
   sub.add_argument('--workdir', required=True)
   sub.add_argument(
-    '--force',
-    action='store_true',
-    help='again, though this checkpoint was evaluated',
+    '--step', type=_count, help='of the checkpoint; default the newest'
+  )
+  sub.add_argument(
+    '--tasks',
+    type=lambda text: text.split(','),
+    default=[],
+    metavar='A,B',
+    help='of config eval.tasks; default all',
+  )
+  sub.add_argument(
+    '--force', action='store_true', help='asks again what was answered before'
   )
   _add_cluster(sub)
+
+  sub = verb('score')
+  sub.add_argument(
+    'dump', nargs='+', help='WORKDIR/eval/STEP, or .jsonl files of it'
+  )
+  sub.add_argument('--json', action='store_true', help='one line a dump')
 
 
 def _add_asking(verb: _Verb) -> None:

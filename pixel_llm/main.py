@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import signal
 import sys
 import traceback
@@ -21,7 +20,15 @@ import traceback
 from pixel_llm import arguments, exits
 
 # Verbs whose config's leaves are changed by further options.
-CHANGING = ('train', 'precompute', 'params', 'config', 'show-data', 'plan')
+CHANGING = (
+  'train',
+  'precompute',
+  'params',
+  'config',
+  'show-data',
+  'plan',
+  'evaluate',
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -375,55 +382,53 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-  """Evaluates the newest checkpoint; writes metrics.json and report.html."""
+  """Evaluates a checkpoint; writes answers, scores and a report."""
+  config = None
+  if args.config or args.gin_file:
+    config = _experiment(args)
+  elif args.rest:
+    raise ValueError(f'{" ".join(args.rest)}: expected a --config to change.')
   from pixel_llm.train import experiment
-  from pixel_llm.train import results as results_lib
 
-  config = experiment.load(args.workdir)
-  report = pathlib.Path(args.workdir) / 'report.html'
-  with _member(args, config) as watchdog:
+  trained = experiment.load(args.workdir)
+  with _member(args, config or trained) as watchdog:
     if _store():
       # JAX holds it back for those who have something to save.
       signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
 
-    from pixel_llm.checkpoints import manager
+    from pixel_llm.train import results
 
-    with manager.CheckpointManager(
-      pathlib.Path(args.workdir) / 'checkpoints', read_only=True
-    ) as reader:
-      newest = reader.latest_step()
-    metrics = results_lib.read_metrics(args.workdir)
-    if metrics.get('step') != newest or not report.exists() or args.force:
-      metrics = _evaluate(config, args.workdir, watchdog)
-    if jax.process_index() == 0:
-      _print_metrics(metrics, results_lib.targets(config.eval))
-      print(f'report: {report}')
-
-
-def _evaluate(config, workdir: str, watchdog) -> dict[str, float]:
-  import jax
-
-  from pixel_llm.train import loop
-  from pixel_llm.train import results as results_lib
-
-  trainer = loop.Trainer(config, workdir)
-  with trainer.checkpoints:
-    step, params = trainer.restore_params()
     with _bar('evaluate', 'questions') as bar:
 
       def progress(_, done, total):
         watchdog.alive()
         bar(done, total)
 
-      results = trainer.evaluate(params, step, progress=progress)
-  metrics = {'step': step, **results_lib.flat_metrics(results)}
-  count = sum(x.size for x in jax.tree.leaves(params))
-  if jax.process_index() == 0:
-    results_lib.write_report(workdir, step, config, results, count)
-    # Last: its step is the mark that the report is of this checkpoint.
-    results_lib.write_metrics(workdir, step, metrics)
-  return metrics
+      metrics, report = results.run(
+        args.workdir, config, args.step, args.tasks, args.force, progress
+      )
+    if jax.process_index() == 0:
+      _print_metrics(metrics, results.targets((config or trained).eval))
+      print(f'report: {report}')
+
+
+def score(args: argparse.Namespace) -> None:
+  """Makes the scores of an evaluation again, of the answers that it kept."""
+  from pixel_llm.train import scoring
+
+  found = {}
+  for path in scoring.dumps(args.dump):
+    dump, metrics = scoring.score(path)
+    name = dump.spec['task']
+    if args.json:
+      row = {'dump': path, 'spec': scoring.digest(dump.spec), 'task': name}
+      print(json.dumps({**row, 'metrics': metrics}))
+    elif name in found:
+      raise ValueError(f'{path}: a second dump of {name}; score it by itself.')
+    found[name] = dump.spec['capability'], metrics
+  if not args.json:
+    _print_metrics(scoring.flat(found), {})
 
 
 def narrate(args: argparse.Namespace) -> int:
@@ -638,6 +643,7 @@ VERBS = {
     config,
     plan,
     evaluate,
+    score,
     narrate,
     caption,
     caption_at,

@@ -10,7 +10,8 @@ import itertools
 import math
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,7 @@ td.soft { color: var(--soft); }
 .gallery.pairs { grid-template-columns:
   repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); }
 .gallery .picture { align-content: start; }
+.note { margin: .2rem 0 0; font-size: .82rem; color: var(--soft); }
 .chart { margin: 0; font-size: .85rem; }
 .chart svg { display: block; width: 100%; overflow: visible; }
 .chart text { font-size: 10px; fill: var(--soft); }
@@ -98,10 +100,12 @@ class Section:
   Attributes:
     title: its headline.
     items: (image [H, W, 3] uint8 RGB, answer, ground truth or None) each.
+    notes: a word below each, or none at all.
   """
 
   title: str
   items: Sequence[tuple[np.ndarray, Prediction, Prediction | None]]
+  notes: Sequence[str] = ()
 
 
 def write_report(
@@ -142,15 +146,20 @@ def write_report(
     )
   numbers = itertools.count()
   for section in sections:
+    notes = section.notes or [''] * len(section.items)
     figures = [
-      pictures.figure(
+      '<div>'
+      + pictures.figure(
         image,
         [prediction],
         [truth] if truth else None,
         name=f'image-{next(numbers)}',
         max_side=_IMAGE_SIDE,
       )
-      for image, prediction, truth in section.items
+      + (f'<p class="note">{_text(note)}</p></div>' if note else '</div>')
+      for (image, prediction, truth), note in zip(
+        section.items, notes, strict=True
+      )
     ]
     pairs = any(t and p.kind == 'narrate' for _, p, t in section.items)
     kind = 'gallery pairs' if pairs else 'gallery'
@@ -171,9 +180,21 @@ def _part(title: str, body: str) -> str:
   return f'<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>\n'
 
 
-def _metrics_table(
+@dataclasses.dataclass(frozen=True)
+class _Metric:
+  """A line of the table: `reached` is None without a target."""
+
+  name: str
+  value: str
+  target: str
+  reached: bool | None
+  baselines: list[str]
+
+
+def _lines(
   metrics: Mapping[str, float], targets: Mapping[str, Target]
-) -> str:
+) -> list[_Metric]:
+  """Metrics with their targets, and with the baselines beside them."""
   baselines: dict[str, list[str]] = {}
   for name in metrics:
     for ending in _BASELINES:
@@ -181,29 +202,39 @@ def _metrics_table(
       if of != name and of in metrics and name not in targets:
         baselines.setdefault(of, []).append(ending)
   beside = {f'{of}_{e}' for of, endings in baselines.items() for e in endings}
-  rows = []
+  lines = []
   for name in dict.fromkeys([*metrics, *targets]):
     if name in beside:
       continue
-    value = metrics.get(name)
-    others = '<br>'.join(
-      f'{_number(metrics[f"{name}_{ending}"])}'
+    value, target, reached = metrics.get(name), '', None
+    if name in targets:
+      target = f'{targets[name][0]} {_number(targets[name][1])}'
+      reached = _reaches(name, value, targets[name])
+    others = [
+      _number(metrics[f'{name}_{ending}'])
       + (f' ({ending.replace("_", " ")})' if ending != 'baseline' else '')
       for ending in baselines.get(name, ())
-    )
-    wanted = mark = ''
-    if name in targets:
-      wanted = f'{targets[name][0]} {_number(targets[name][1])}'
-      if _reaches(name, value, targets[name]):
-        mark = '<span class="pass">✓ pass</span>'
-      else:
-        mark = '<span class="miss">✗ miss</span>'
+    ]
     shown = 'not measured' if value is None else _number(value)
-    rows.append(
-      f'<tr><th scope="row">{_text(name)}</th>'
-      f'<td class="number value">{shown}</td><td>{_text(wanted)}</td>'
-      f'<td>{mark}</td><td class="soft">{others}</td></tr>\n'
-    )
+    lines.append(_Metric(name, shown, target, reached, others))
+  return lines
+
+
+def _metrics_table(
+  metrics: Mapping[str, float], targets: Mapping[str, Target]
+) -> str:
+  marks = {
+    None: '',
+    True: '<span class="pass">✓ pass</span>',
+    False: '<span class="miss">✗ miss</span>',
+  }
+  rows = [
+    f'<tr><th scope="row">{_text(line.name)}</th>'
+    f'<td class="number value">{line.value}</td><td>{_text(line.target)}</td>'
+    f'<td>{marks[line.reached]}</td>'
+    f'<td class="soft">{"<br>".join(line.baselines)}</td></tr>\n'
+    for line in _lines(metrics, targets)
+  ]
   heads = ''.join(
     f'<th scope="col"{kind}>{head}</th>'
     for head, kind in (
@@ -218,6 +249,29 @@ def _metrics_table(
     'Metrics',
     f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n'
     f'<tbody>\n{"".join(rows)}</tbody>\n</table></div>',
+  )
+
+
+def markdown(
+  metrics: Mapping[str, float], targets: Mapping[str, Target] | None = None
+) -> str:
+  """The report's table of metrics in Markdown; see `write_report`."""
+  marks = {None: '', True: '✓ pass', False: '✗ miss'}
+  return markdown_table(
+    ('metric', 'value', 'target', '', 'trivial baseline'),
+    [
+      (m.name, m.value, m.target, marks[m.reached], ', '.join(m.baselines))
+      for m in _lines(metrics, targets or {})
+    ],
+  )
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """A table in Markdown."""
+  rule = ['---'] * len(heads)
+  return ''.join(
+    f'| {" | ".join(str(c).replace("|", chr(92) + "|") for c in row)} |\n'
+    for row in (heads, rule, *rows)
   )
 
 

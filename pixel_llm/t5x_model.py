@@ -169,9 +169,10 @@ class Model(models.BaseModel):
       rng: of what is drawn, if `eval.decoding` draws.
 
     Returns:
-      Tokens [B, R, L] of the written answers; their points `written_points`
-      [B, R, L, P, 2] and `scores` [B, R]; `tokens` and `points` of the true
-      answers as they were read, by which our tasks' metrics judge places.
+      Tokens [B, R, L] of the written answers; `written_tokens`, the same, their
+      points `written_points` [B, R, L, P, 2] and `scores` [B, R]; `tokens` and
+      `points` of the true answers as they were read, by which our tasks'
+      metrics judge places.
     """
     params, asked = flax.core.unfreeze(params), _batch(batch)
     b, r, length = asked.decoder_target_tokens.shape
@@ -186,6 +187,7 @@ class Model(models.BaseModel):
     found = task_lib.read(self.module, params, asked, image)
     return said.tokens, {
       'written_points': said.points,
+      'written_tokens': said.tokens,
       'scores': said.scores,
       'tokens': found.tokens,
       'points': found.points,

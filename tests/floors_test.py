@@ -136,6 +136,7 @@ def loaded_after(code):
     'import pixel_llm.weights',
     'import pixel_llm.stablehlo',
     'import pixel_llm.train.experiment, pixel_llm.data.build',
+    'import pixel_llm.train.scoring',
   ],
 )
 def test_inference_and_building_never_meet_tensorflow(code):

@@ -21,7 +21,7 @@ import yaml
 
 from pixel_llm import arguments, exits, main
 from pixel_llm.checkpoints import manager
-from pixel_llm.train import loop, results
+from pixel_llm.train import evaluate, loop, results
 from pixel_llm.train import place as place_lib
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
@@ -365,7 +365,7 @@ def test_two_processes_train_and_evaluate_as_two_devices(tmp_path, local):
   assert '[0] narrate/point_l1' in out and '[1] narrate' not in out
   with trainer.checkpoints:
     step, params = trainer.restore_params()
-    found = results.flat_metrics(trainer.evaluate(params, step))
+    found = evaluate.flat_metrics(trainer.evaluate(params, step))
   metrics = results.read_metrics(str(two))
   for name, value in found.items():
     np.testing.assert_allclose(metrics[name], value, atol=1e-4, err_msg=name)

@@ -362,6 +362,7 @@ def _postprocess(
     {
       **target,
       'box': np.asarray(target['box'], np.float32),
+      'tokens': example['decoder_target_tokens'][i][None],
       'points': example['points'][i][None],
       'weights': example['point_weights'][i][None],
     }
@@ -381,8 +382,14 @@ def _metric(metric: Callable[[list, list], Mapping[str, float]]) -> Callable:
         points = np.asarray(aux_values['points'][i][r], np.float32)
         tokens = np.asarray(aux_values['tokens'][i][r])
         box = geometry.answer_box(tokens, points)
+        written = task_lib.written(
+          np.asarray(aux_values['written_tokens'][i][r]),
+          np.asarray(aux_values['written_points'][i][r], np.float32),
+        )
         flat_targets.append(target)
-        flat_predictions.append({**said[r], 'points': points[None], 'box': box})
+        flat_predictions.append(
+          {**said[r], **written, 'points': points[None], 'box': box}
+        )
     return metric(flat_targets, flat_predictions)
 
   del of_images.__wrapped__  # SeqIO reads the arguments' names

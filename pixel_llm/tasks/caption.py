@@ -42,4 +42,5 @@ CAPTION = task_lib.Task(
   reads=False,
   groups=narrate.GROUPS,
   metrics=(narrate.caption_scores,),
+  rank=narrate.cider_d,
 )

@@ -65,4 +65,5 @@ CAPTION_AT = task_lib.Task(
   groups=task_lib.alike(place),
   usable=usable,
   metrics=(caption_scores,),
+  rank=narrate.cider_d,
 )

@@ -28,4 +28,5 @@ INSTRUCT = task_lib.Task(
   groups=task_lib.alike(lambda region: region.prompt),
   usable=usable,
   metrics=(narrate.caption_scores,),
+  rank=narrate.cider_d,
 )

@@ -14,7 +14,7 @@ from absl import logging
 
 from pixel_llm import alignment
 from pixel_llm import example as example_lib
-from pixel_llm.metrics import captions, objects, points, traces
+from pixel_llm.metrics import captions, objects, points, ptb, traces
 from pixel_llm.metrics import meteor as meteor_metric
 from pixel_llm.tasks import task as task_lib
 
@@ -107,6 +107,15 @@ def caption_scores(targets: list, predictions: list) -> dict[str, float]:
   }
 
 
+def cider_d(targets: list, predictions: list) -> Sequence[float]:
+  """CIDEr-D of each written text."""
+  tokens = lambda texts: [ptb.tokenize(text) for text in texts]
+  return captions.cider_d_scores(
+    [tokens(t['texts']) for t in targets],
+    tokens(p['text'] for p in predictions),
+  ).tolist()
+
+
 def named_objects(targets: list, predictions: list) -> dict[str, float]:
   """Precision and recall of the coloured shapes that the text names."""
   references = [t['texts'] for t in targets]
@@ -127,4 +136,5 @@ NARRATE = task_lib.Task(
   reads=True,
   groups=GROUPS,
   metrics=(word_points, written_points, caption_scores),
+  rank=cider_d,
 )

@@ -8,10 +8,13 @@ prompt and the decoder's text, and the box is read at its last token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from absl import logging
 
 from pixel_llm import example as example_lib
+from pixel_llm import geometry
 from pixel_llm.metrics import refer as refer_metrics
 from pixel_llm.tasks import task as task_lib
 
@@ -62,6 +65,13 @@ def box_scores(targets: list, predictions: list) -> dict[str, float]:
   return out
 
 
+def iou(targets: list, predictions: list) -> Sequence[float]:
+  """IoU of each box with the true one."""
+  boxes = np.reshape([np.clip(p['box'], 0, 1) for p in predictions], (-1, 4))
+  truth = np.reshape([t['box'] for t in targets], (-1, 4))
+  return np.nan_to_num(geometry.box_iou(boxes, truth)).tolist()
+
+
 # The words are given in the prompt: writing them again teaches nothing.
 REFER = task_lib.Task(
   name='refer',
@@ -73,4 +83,5 @@ REFER = task_lib.Task(
   reads=True,
   usable=usable,
   metrics=(box_scores,),
+  rank=iou,
 )

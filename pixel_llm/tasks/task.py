@@ -102,10 +102,13 @@ class Task:
     usable: whether a region has what the task asks for; others are passed over.
     metrics: functions (targets, predictions) -> dict of floats, as SeqIO's.
       A target is a dict with `texts` (the references), their `ids`, `image`,
-      `points` [n, L, P, 2], `weights` [n, L] of the points, and `box` [4] with
-      its `weight`; a
-      prediction is a dict with `text` if the task generates, and `points`
-      [n, L, P, 2] and `box` [4] if it reads. Coordinates are normalized.
+      `tokens` [n, L], `points` [n, L, P, 2], `weights` [n, L] of the points,
+      and `box` [4] with its `weight`; a prediction is a dict with `text`,
+      `written_tokens` [T] and `written_points` [T, P, 2] if the task generates,
+      and `points` [n, L, P, 2] and `box` [4] if it reads. Coordinates are
+      normalized.
+    rank: function (targets, predictions) -> how good each answer is, more is
+      better; reports show the best and the worst by it.
   """
 
   name: str
@@ -119,6 +122,7 @@ class Task:
   detects: bool = False
   usable: Callable[[example_lib.Region], bool] = any_region
   metrics: tuple[Callable[[list, list], Mapping[str, float]], ...] = ()
+  rank: Callable[[list, list], Sequence[float]] | None = None
 
   def prompt(
     self, region: example_lib.Region, rng: np.random.Generator | None = None
@@ -266,6 +270,17 @@ def target(
     'ids': [r.id for r in regions],
     'image': example.image_id,
   }
+
+
+def written(tokens: np.ndarray, points: np.ndarray) -> dict[str, np.ndarray]:
+  """What metrics look at of a written answer, without its end and padding.
+
+  Args:
+    tokens: [L].
+    points: [L, P, 2].
+  """
+  count = int(np.sum(np.cumsum(tokens <= vocabulary_lib.EOS_ID) == 0))
+  return {'written_tokens': tokens[:count], 'written_points': points[:count]}
 
 
 def boxes_to_points(boxes: np.ndarray, points: int) -> np.ndarray:

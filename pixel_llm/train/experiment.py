@@ -157,7 +157,8 @@ class EvalConfig:
     split: of the tasks.
     examples: at most so many images a task; 0 takes all.
     decoding: how answers are written; `length` comes from the task's shape.
-    gallery: examples a task kept with their pictures for the report.
+    gallery: answers a task that the report shows: the best, the worst and
+      random ones.
     targets: bounds that the report marks, 'refer/p_at_0.5 >= 0.6'.
   """
 

@@ -19,7 +19,7 @@ from etils import epath
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
-from pixel_llm import chips, files, pictures, sharding
+from pixel_llm import chips, files, sharding
 from pixel_llm import config as config_lib
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import initialization
@@ -34,7 +34,6 @@ from pixel_llm.train import (
   guard,
   parameters,
   precompute,
-  results,
   store,
   telemetry,
   writers,
@@ -441,7 +440,7 @@ class Trainer:
         # Saved first, a step is safe while it is evaluated; but what is best
         # is known only after.
         if due and self.config.checkpoint.keep_best and not stop.asked:
-          scores = results.flat_metrics(evaluated())
+          scores = evaluate.flat_metrics(evaluated())
           self._check_metric(scores)
         if saves:
           with meter('save'):
@@ -527,19 +526,7 @@ class Trainer:
     evaluator = evaluate.Evaluator(self.config, self.model, self.mesh)
     found = evaluator.run(params, progress)
     own = writer or writers.make(self.config, self.workdir)
-    for name, result in found.items():
-      own.write_scalars(
-        step, {f'eval/{name}/{k}': v for k, v in result.metrics.items()}
-      )
-      for i, shown in enumerate(result.gallery[:4]):
-        picture = pictures.draw(
-          shown.image, [shown.prediction], [shown.truth]
-        ).convert('RGB')
-        own.write_images(step, {f'eval/{name}/{i}': np.asarray(picture)[None]})
-      self._log(
-        f'step {step} {name}: '
-        + ', '.join(f'{k} {v:.4f}' for k, v in result.metrics.items())
-      )
+    evaluate.show(found, step, own, self._log)
     if writer is None:
       own.close()
     return found

@@ -58,6 +58,25 @@ def merge(trainable: Any, frozen: Any) -> Any:
   )
 
 
+def abstract_params(
+  init_fn: Callable[[jax.Array], Any],
+  mask: Any,
+  mesh: Mesh,
+  config: sharding.MeshConfig,
+) -> Any:
+  """The parameters alone; see `abstract`."""
+  with _unconstrained():
+    boxed = jax.eval_shape(init_fn, jax.random.key(0))
+    trained, frozen = (
+      sharding.state_shardings(boxed, mesh, config.rules(trained))
+      for trained in (True, False)
+    )
+    shardings = jax.tree.map(
+      lambda keep, t, f: t if keep else f, mask, trained, frozen
+    )
+    return _place(nn.unbox(boxed), shardings)
+
+
 def abstract(
   init_fn: Callable[[jax.Array], Any],
   optimizer: optax.GradientTransformation,
@@ -79,16 +98,7 @@ def abstract(
     of a parameter lies as its parameter does; the rest of it and the step are
     whole on every device.
   """
-  with _unconstrained():
-    boxed = jax.eval_shape(init_fn, jax.random.key(0))
-    trained, frozen = (
-      sharding.state_shardings(boxed, mesh, config.rules(trained))
-      for trained in (True, False)
-    )
-    shardings = jax.tree.map(
-      lambda keep, t, f: t if keep else f, mask, trained, frozen
-    )
-    params = _place(nn.unbox(boxed), shardings)
+  params = abstract_params(init_fn, mask, mesh, config)
   trainable, _ = split(params, mask)
   whole = sharding.replicated(mesh)
 

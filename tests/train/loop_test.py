@@ -23,7 +23,7 @@ from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import initialization, manager, trees
 from pixel_llm.checkpoints.formats import safetensors
 from pixel_llm.checkpoints.tensors import of_array
-from pixel_llm.train import experiment, loop, optimizer, results
+from pixel_llm.train import evaluate, experiment, loop, optimizer, results
 
 STEPS = 8
 
@@ -356,7 +356,7 @@ def evaluated(config, finished):
 
 def test_metrics_and_their_baselines(evaluated, config):
   workdir, step, found = evaluated
-  metrics = results.flat_metrics(found)
+  metrics = evaluate.flat_metrics(found)
   assert {
     'narrate/point_l1',
     'narrate/point_l1_center',
@@ -368,9 +368,10 @@ def test_metrics_and_their_baselines(evaluated, config):
     'refer/p_at_0.5_baseline',
   } <= set(metrics)
   assert all(np.isfinite(v) for v in metrics.values())
-  results.write_metrics(str(workdir), step, metrics)
-  assert results.read_metrics(str(workdir))['step'] == STEPS
-  path = results.write_report(str(workdir), step, config, found, 1)
+  bounds = results.targets(config.eval)
+  said, path = results.write(str(workdir), step, True, config, found, 1, bounds)
+  assert said == metrics
+  assert results.read_metrics(str(workdir)) == {'step': STEPS, **metrics}
   assert 'narrate/point_l1' in path.read_text()
 
 
@@ -385,23 +386,6 @@ def test_a_misspelt_task_to_evaluate_is_told(config, finished, tmp_path):
     pytest.raises(ValueError, match=r"'scenes_naratte'.*scenes_narrate"),
   ):
     trainer.evaluate(finished[1].params, 1)
-
-
-def test_evaluation_does_not_depend_on_the_batch(config, evaluated, tmp_path):
-  workdir, _, found = evaluated
-  tasks = {
-    name: dataclasses.replace(shape, batch=16, regions=3)
-    for name, shape in config.eval.tasks.items()
-  }
-  other = dataclasses.replace(
-    config, eval=dataclasses.replace(config.eval, tasks=tasks)
-  )
-  trainer = make(other, workdir)
-  with trainer.checkpoints:
-    step, params = trainer.restore_params()
-    again = trainer.evaluate(params, step)
-  left, right = results.flat_metrics(found), results.flat_metrics(again)
-  assert left == pytest.approx(right, abs=1e-5)
 
 
 def test_the_predictor_answers_in_pixels_of_the_file(evaluated, tmp_path):
@@ -627,7 +611,6 @@ def test_seqios_evaluator_says_what_ours_says(config, finished):
   import seqio
 
   from pixel_llm.data import features
-  from pixel_llm.train import evaluate
 
   trainer = make(config, finished[0])
   with trainer.checkpoints:
