@@ -6,15 +6,27 @@ VENV ?= .venv
 PARITY_VENV ?= .venv-parity
 BIN := $(VENV)/bin
 RUN ?= runs/demo
-SCENES := $(RUN)/scenes
-RECORDS := $(RUN)/records
+SCENES = $(RUN)/scenes
+RECORDS = $(RUN)/records
 
-.PHONY: demo test parity lint types lock clean
+.PHONY: demo demo-joint test parity lint types lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pixel-llm scenes --out $(SCENES) --seed 0 --train 8000 --val 200
 	sh data/scenes.sh $(SCENES) $(RECORDS) $(BIN)/pixel-llm
 	$(BIN)/pixel-llm train --config configs/demo.py --workdir $(RUN)
+	$(BIN)/pixel-llm evaluate --workdir $(RUN)
+
+# The same for all capabilities; an hour.
+demo-joint: RUN := runs/demo_joint
+demo-joint: $(VENV)/.installed
+	$(BIN)/pixel-llm scenes --out $(SCENES) --seed 0 --train 8000 --val 200
+	sh data/scenes.sh $(SCENES) $(RECORDS) $(BIN)/pixel-llm
+	for split in train val; do $(BIN)/pixel-llm build jsonl --split $$split \
+	  --annotations $(SCENES)/annotations/scenes_$${split}_expressions.jsonl \
+	  --images $(SCENES)/images/$$split --out $(RECORDS)/expressions \
+	  || exit; done
+	$(BIN)/pixel-llm train --config configs/demo_joint.py --workdir $(RUN)
 	$(BIN)/pixel-llm evaluate --workdir $(RUN)
 
 test: $(VENV)/.installed

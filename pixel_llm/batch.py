@@ -121,6 +121,12 @@ class Batch:
     'B R M M', 'uint8', '1 in the answer, on a grid of the padded input'
   )
   mask_weights: Array = array('B R', 'float32', '0: the answer has no mask')
+  presence: Array = array(
+    'B R', 'float32', '1: what is asked for is in the image, 0: it is not'
+  )
+  presence_weights: Array = array(
+    'B R', 'float32', '0: nobody says whether it is'
+  )
   objects: Array = array('B O 4', 'float32', 'xyxy of what there is to detect')
   object_weights: Array = array('B O', 'float32', '0: there is no such thing')
   detection_weights: Array = array(
@@ -187,6 +193,8 @@ class Output:
     mask_logits: [B, R, masks, h, w] float32, on a grid of the padded input
       (teacher forcing with `ModelConfig.mask` only).
     mask_ious: [B, R, masks] float32, predicted IoU of each mask.
+    presence: [B, R] float32, logits of whether what is asked for is in the
+      image (with `ModelConfig.presence` only, if the answer is given).
     seen: `model.detector.Seen` (teacher forcing with `ModelConfig.detector` and
       `Batch.objects` only).
   """
@@ -200,4 +208,5 @@ class Output:
   proposals: Array = None
   mask_logits: Array = None
   mask_ious: Array = None
+  presence: Array = None
   seen: Any = None

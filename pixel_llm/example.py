@@ -44,6 +44,7 @@ class Region:
       bounding box during the utterance.
     span_centers: [S, 2] float32 xy, normalized and clipped: the trace's mean.
     span_weights: [S] float32, 0 when the utterance has no trace.
+    absent: nothing of the image is what the text, an expression, means.
   """
 
   id: str
@@ -64,6 +65,7 @@ class Region:
   span_weights: np.ndarray = dataclasses.field(
     default_factory=lambda: np.zeros((0,), np.float32)
   )
+  absent: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +106,8 @@ def to_bytes(example: Example) -> bytes:
     for name, (dtype, _) in _ARRAYS.items():
       value = getattr(region, name)
       row[name] = None if value is None else np.asarray(value, dtype).tobytes()
+    if region.absent:
+      row['absent'] = True  # a reader of before passes it over, as boxless
     regions.append(row)
   return _PACK(
     {
@@ -140,7 +144,7 @@ def from_bytes(record: bytes) -> Example:
           if r[name] is None
           else np.frombuffer(r[name], dtype).reshape(shape)
         )
-      regions.append(Region(**values))
+      regions.append(Region(**values, absent=r.get('absent', False)))
     return Example(
       image=row['image'],
       image_id=row['image_id'],

@@ -38,7 +38,16 @@ from pixel_llm.train import state as state_lib
 from pixel_llm.train import step as step_lib
 
 _GIB = 2**30
-_PARTS = ('eva', 'sam', 'extractor', 't5', 'regression', 'region', 'mask')
+_PARTS = (
+  'eva',
+  'sam',
+  'extractor',
+  't5',
+  'regression',
+  'region',
+  'mask',
+  'presence',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,13 +120,13 @@ class Predictor:
     self._prompt_points = prompt_points or {}
     self._mesh, self._step = _mesh(devices), step
     self._encode = jax.jit(functools.partial(_encode, model))
-    self._find = jax.jit(
-      functools.partial(_find, model, (image_size, image_size))
-    )
+    self._find = jax.jit(functools.partial(task_lib.find, model))
     self._generate = jax.jit(
       functools.partial(task_lib.generate, model), static_argnames='decoding'
     )
-    self._read = jax.jit(functools.partial(_read, model))
+    self._read = jax.jit(
+      functools.partial(task_lib.read, model), static_argnames='segments'
+    )
     self._seen: _Seen | None = None
 
   @property
@@ -463,7 +463,9 @@ class Predictor:
     def ask(seen: _Seen) -> list[_Regions | ValueError]:
       with sharding.placed(self._mesh, sharding.MeshConfig()):
         found = self._find(
-          self._params, seen.features, self._on_devices(seen.sizes)
+          self._params,
+          *map(self._on_devices, (seen.pixels, seen.sizes)),
+          seen.features,
         )
       boxes, scores, there = map(np.asarray, jax.device_get(found))
       result: list[_Regions | ValueError] = []
@@ -564,8 +566,13 @@ class Predictor:
           rows=self._on_devices(np.tile(numbers, (sizes.batch, 1))),
         )
       else:
-        sam = seen.maps.get('sam') if task.name == 'segment' else None
-        output = self._read(self._params, batch, seen.features, sam)
+        output = self._read(
+          self._params,
+          batch,
+          seen.features,
+          seen.maps.get('sam') if task.segments else None,
+          segments=task.segments,
+        )
     output = jax.device_get(output)
     return [
       [
@@ -591,20 +598,6 @@ def _encode(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   maps = model.run(params, image, image_size, method='encode_maps')
   return maps, model.run(params, maps, method='join')
-
-
-def _find(model, canvas, params, features, image_size):
-  return model.run(params, features, image_size, canvas, method='detect')
-
-
-def _read(model, params, batch, features, sam_features):
-  output = task_lib.read(model, params, batch, features)
-  if sam_features is None:
-    return output
-  drawn = model.run(
-    params, batch, features=features, sam_features=sam_features
-  ).mask_logits
-  return dataclasses.replace(output, mask_logits=drawn[:, :, 0])
 
 
 def _mesh(devices: Sequence[Any] | None) -> jax.sharding.Mesh:

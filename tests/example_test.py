@@ -50,6 +50,15 @@ def test_record_of_what_is_absent():
   assert_equal(example.from_bytes(example.to_bytes(made)).regions[0], region)
 
 
+def test_record_of_what_means_nothing():
+  regions = (example.Region('1', 'a', absent=True), REGION)
+  record = example.to_bytes(dataclasses.replace(EXAMPLE, regions=regions))
+  read = example.from_bytes(record).regions
+  assert [r.absent for r in read] == [True, False]
+  # Others are as they were before there were such.
+  assert b'absent' not in example.to_bytes(EXAMPLE)
+
+
 def test_record_of_schema_1():
   row = msgpack.unpackb(example.to_bytes(EXAMPLE)) | {'schema': 1}
   for name in ('prompt', 'points', 'mask'):

@@ -23,6 +23,8 @@ UNUSED = (
   'box_weights',
   'masks',
   'mask_weights',
+  'presence',
+  'presence_weights',
   'objects',
   'object_weights',
   'detection_weights',

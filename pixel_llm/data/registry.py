@@ -329,7 +329,8 @@ def _to_features(
         [group[0] for group in groups],
       )
       targets = json.dumps(
-        [task_lib.target(example, group) for group in groups]
+        [task_lib.target(example, group) for group in groups],
+        default=bytes.decode,  # masks
       ).encode()
     else:
       out = entry.training_features(example, sizes, order.mix(*map(int, drawn)))
@@ -363,6 +364,7 @@ def _postprocess(
       **target,
       'box': np.asarray(target['box'], np.float32),
       'tokens': example['decoder_target_tokens'][i][None],
+      **({'mask': target['mask'].encode()} if 'mask' in target else {}),
       'points': example['points'][i][None],
       'weights': example['point_weights'][i][None],
     }

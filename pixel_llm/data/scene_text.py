@@ -16,7 +16,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixel_llm.data.scene_images import Look, Scene, Thing
+from pixel_llm.data.scene_images import (
+  COLORS,
+  PATTERNS,
+  SHAPES,
+  Look,
+  Scene,
+  Thing,
+)
 
 MAX_WORDS = 45  # of a narrative
 
@@ -45,6 +52,9 @@ _RELATION_WORDS = {
 # than the shape, by its place, by its relation to another thing.
 _KINDS = (0.34, 0.04, 0.2, 0.42)
 _TRIES = 60
+# What is said otherwise of a thing that is not there. Sizes are left alone:
+# between two of them eyes differ.
+_CHANGED = {'shape': SHAPES, 'color': COLORS, 'pattern': PATTERNS}
 # What must lie between two things for one to be called further, parts of the
 # image's longer side; and how much larger the larger one must be.
 _APART = 0.1
@@ -172,6 +182,25 @@ def refer(
       text = words(expression, rng, 'the' if rng.random() < 0.7 else '')
       found.setdefault(text, expression)
   return [(expression, text) for text, expression in found.items()]
+
+
+def absent(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
+  """Expressions that mean nothing: no thing has what is said of one.
+
+  Args:
+    scene: what there is.
+    rng: chooses.
+    count: how many, at most.
+  """
+  found: dict[str, None] = {}
+  for _ in range(_TRIES):
+    if len(found) == count:
+      break
+    expression = _absent(scene, rng)
+    if expression:
+      text = words(expression, rng, 'the' if rng.random() < 0.7 else '')
+      found.setdefault(text)
+  return list(found)
 
 
 def name(
@@ -441,6 +470,29 @@ def _expression(
       pattern=look.pattern if extra == 2 else None,
     ),
   )
+
+
+def _absent(scene: Scene, rng: np.random.Generator) -> Expression | None:
+  """Something true of a thing, or of its anchor, with a word or two changed."""
+  index = int(rng.integers(len(scene.things)))
+  expression = _expression(scene, index, rng)
+  if expression is None:
+    return None
+  anchor = expression.anchor
+  part = anchor if anchor and rng.random() < 0.5 else expression
+  values = {
+    name: _pick(rng, choices)
+    for name, choices in _CHANGED.items()
+    if getattr(part, name) and rng.random() < 0.6
+  }
+  # Nor does its size alone tell it from what is there.
+  shown = Expression(shape=part.shape, color=part.color, pattern=part.pattern)
+  if matches(dataclasses.replace(shown, **values), scene):
+    return None
+  changed = dataclasses.replace(part, **values)
+  if part is anchor:
+    return dataclasses.replace(expression, anchor=changed)
+  return changed
 
 
 def _related(

@@ -40,6 +40,7 @@ _QUALITY = 90
 _MANIFEST = 'scenes.json'
 _PARTS = '.parts'
 _NARRATORS = 2  # of each image
+_ABSENT = 3  # expressions of each image that mean nothing there
 _DATE = '2026-01-01 00:00:00'
 
 
@@ -193,9 +194,9 @@ def _make(seed: int, split: str, index: int) -> tuple[dict[str, Any], bytes]:
   """One image: its annotations, still without running numbers, and its file."""
   # Streams of their own: a change of the wording leaves the pictures alone.
   entropy = (seed, SPLITS.index(split), index)
-  layout, paint, text = (
+  layout, paint, text, missing = (
     np.random.Generator(np.random.PCG64(s))
-    for s in np.random.SeedSequence(entropy).spawn(3)
+    for s in np.random.SeedSequence(entropy).spawn(4)
   )
   scene = scene_images.sample(layout)
   jpeg = io.BytesIO()
@@ -227,6 +228,7 @@ def _make(seed: int, split: str, index: int) -> tuple[dict[str, Any], bytes]:
       for region in _regions(scene, i, image_id, text)
     ],
     'narratives': _narratives(scene, split, image_id, index == 0, text),
+    'absent': scene_text.absent(scene, missing, _ABSENT),
   }
   return row, jpeg.getvalue()
 
@@ -332,18 +334,39 @@ def _write_annotations(root: pathlib.Path, jobs: list[Job]) -> None:
   folder = root / 'annotations'
   writer = _Numbered()
   for split in SPLITS:
-    lines = folder / f'scenes_{split}_localized_narratives.jsonl'
+    narratives = folder / f'scenes_{split}_localized_narratives.jsonl'
+    expressions = folder / f'scenes_{split}_expressions.jsonl'
     writer.begin(split)
-    with _replacing(lines) as file:
+    with _replacing(narratives) as said, _replacing(expressions) as meant:
       for job in jobs:
         if job[0] == split:
           for row in json.loads(_part(root, job).read_bytes()):
             writer.add(row)
-            file.writelines(f'{line}\n'.encode() for line in row['narratives'])
+            said.writelines(f'{line}\n'.encode() for line in row['narratives'])
+            meant.write(f'{json.dumps(_line(row))}\n'.encode())
     for name, values in writer.files().items():
       files.write(folder / name, _json(values))
   for name, data in writer.refer_files().items():
     files.write(folder / 'refer' / name, data)
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+  """Expressions of an image in our own format, also those that mean nothing."""
+  image, regions = row['image'], []
+  for thing, sentences in zip(row['objects'], row['expressions']):
+    left, top, width, height = thing['bbox']
+    box = [left, top, round(left + width, 2), round(top + height, 2)]
+    for sentence in sentences:
+      at = {'box': box, 'mask': thing['segmentation']}
+      regions.append({'text': sentence['sent'], **at})
+  regions += [{'text': text, 'absent': True} for text in row['absent']]
+  return {
+    'image': image['file_name'],
+    'image_id': str(image['id']),
+    'width': image['width'],
+    'height': image['height'],
+    'regions': regions,
+  }
 
 
 class _Numbered:
@@ -533,6 +556,8 @@ Everything is generated and free of rights. Same arguments, same bytes.
   annotations/refer/refs(scenes).p, instances.json: REFER, all splits; an \
 expression means one thing only
   annotations/finetune_scenes_SPLIT.json: the same expressions as in MDETR
+  annotations/scenes_SPLIT_expressions.jsonl: the same in the format of \
+data/jsonl.md, and up to {_ABSENT} an image that mean nothing there
   annotations/region_descriptions_SPLIT.json, image_data_SPLIT.json: Visual \
 Genome; a phrase names colour and shape
 

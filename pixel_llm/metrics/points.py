@@ -202,7 +202,7 @@ def grounding_recall(
       ]
     ]
     if found:
-      scores.append(np.max(found, axis=0))
+      scores.append(np.max(np.asarray(found), axis=0))
   means = np.mean(scores, axis=0) if scores else [float('nan')] * len(radii)
   return {f'grounding_recall_{r}': float(x) for r, x in zip(radii, means)}
 

@@ -276,6 +276,23 @@ def mask_loss(
   return focal, dice, iou, weight
 
 
+def presence_loss(
+  logits: Array, presence: Array, weights: Array
+) -> tuple[Array, Array]:
+  """Cross-entropy of whether what is asked for is there, in nats.
+
+  Args:
+    logits: [B, R].
+    presence: [B, R], 1 there and 0 not.
+    weights: [B, R]; a region of weight 0 is ignored.
+
+  Returns:
+    The weighted sum, and the sum of the weights.
+  """
+  logits = _float(logits)
+  return _weigh(jax.nn.softplus(logits) - logits * presence, weights)
+
+
 def center_loss(
   logits: Array, heat: Array, is_center: Array, weights: Array
 ) -> tuple[Array, Array, Array]:

@@ -19,6 +19,7 @@ from pixel_llm import geometry
 from pixel_llm.model import detector as detector_lib
 from pixel_llm.model import eva as eva_lib
 from pixel_llm.model import mask as mask_lib
+from pixel_llm.model import presence as presence_lib
 from pixel_llm.model import prompt as prompt_lib
 from pixel_llm.model import region as region_lib
 from pixel_llm.model import regression as regression_lib
@@ -43,6 +44,8 @@ class ModelConfig:
     regression: per-token regression head.
     mask: mask decoder of the answers' boxes; None leaves masks out.
     detector: finds what is worth a caption; None leaves it out.
+    presence: says whether what is asked for is there; None, as published,
+      leaves it out.
   """
 
   eva: eva_lib.EvaConfig | None = dataclasses.field(
@@ -64,6 +67,7 @@ class ModelConfig:
   )
   mask: mask_lib.MaskConfig | None = None
   detector: detector_lib.DetectorConfig | None = None
+  presence: presence_lib.PresenceConfig | None = None
 
   def __post_init__(self):
     if self.eva is None and self.sam is None:
@@ -167,6 +171,9 @@ class PixelLLM(nn.Module):
         self.mask_adapter = mask_lib.MaskAdapter(c.mask.adapter)
     self.detector = (
       detector_lib.Detector(c.detector) if c.detector is not None else None
+    )
+    self.presence = (
+      presence_lib.PresenceHead(c.presence) if c.presence is not None else None
     )
 
   def encode_image(
@@ -500,10 +507,19 @@ class PixelLLM(nn.Module):
       points=points,
       # Made a second time here; the compiler sees that it is the same.
       proposals=self.propose(features, batch.image_size, canvas),
+      presence=self._presence(batch.decoder_target_tokens, hidden),
       mask_logits=mask_logits,
       mask_ious=mask_ious,
       seen=seen,
     )
+
+  def _presence(self, tokens: Array, hidden: Array) -> Array | None:
+    """[B, R] logits: whether there is what an answer [B, R, L] means."""
+    if self.presence is None:
+      return None
+    # Where the last token before the end is read, as its points are.
+    last = jnp.maximum((tokens > 0).sum(-1) - 1, 0)[..., None, None]
+    return self.presence(jnp.take_along_axis(hidden, last, axis=2)[:, :, 0])
 
   def start_decoding(
     self, batch: batch_lib.Batch, length: int, features: Array | None = None

@@ -64,7 +64,7 @@ def prediction(
       score=float(output.scores),
       mask_orig=drawn,
       confidence=None
-      if getattr(output, 'presence', None) is None
+      if output.presence is None
       else _sigmoid(float(output.presence)),
     )
   if placed is None:

@@ -35,12 +35,18 @@ def question(region: example_lib.Region) -> task_lib.Question:
       weights[-1] = 1
     return boxes, weights
 
-  return task_lib.Question(answer=region.text, token_boxes=token_boxes, box=box)
+  there = box is not None
+  return task_lib.Question(
+    answer=region.text,
+    token_boxes=token_boxes,
+    box=box,
+    there=there if there or region.absent else None,
+  )
 
 
 def usable(region: example_lib.Region) -> bool:
-  """There is a box."""
-  return region.box is not None
+  """There is a box, or nothing is meant, of which there is nothing to read."""
+  return region.box is not None or region.absent
 
 
 def box_scores(targets: list, predictions: list) -> dict[str, float]:

@@ -24,8 +24,8 @@ def question(region: example_lib.Region) -> task_lib.Question:
 
 
 def usable(region: example_lib.Region) -> bool:
-  """There are a box and a mask."""
-  return region.box is not None and region.mask is not None
+  """There are a box and a mask, or nothing is meant."""
+  return (region.box is not None and region.mask is not None) or region.absent
 
 
 def mask_scores(targets: list, predictions: list) -> dict[str, float]:
@@ -45,5 +45,6 @@ SEGMENT = dataclasses.replace(
   name='segment',
   question=question,
   usable=usable,
+  segments=True,
   metrics=(refer.box_scores, mask_scores),
 )

@@ -43,6 +43,7 @@ class Question:
       [T, 4] xyxy normalized and weights [T]; None when words have no place.
     box: [4] xyxy normalized, the answer's box, or None.
     mask: the answer's pixels on the upright file, as in `masks`, or None.
+    there: whether the image has what is asked for; None when nobody says.
   """
 
   answer: str
@@ -55,6 +56,7 @@ class Question:
   )
   box: np.ndarray | None = None
   mask: bytes | None = None
+  there: bool | None = None
 
 
 def each_region(example: example_lib.Example) -> list[list[int]]:
@@ -99,13 +101,19 @@ class Task:
       lists of indices of `example.regions`; the first is asked, all are
       references.
     detects: the boxes of an example's regions are all there is to find.
+    segments: the box that is read prompts a mask.
     usable: whether a region has what the task asks for; others are passed over.
     metrics: functions (targets, predictions) -> dict of floats, as SeqIO's.
       A target is a dict with `texts` (the references), their `ids`, `image`,
       `tokens` [n, L], `points` [n, L, P, 2], `weights` [n, L] of the points,
-      and `box` [4] with its `weight`; a prediction is a dict with `text`,
-      `written_tokens` [T] and `written_points` [T, P, 2] if the task generates,
-      and `points` [n, L, P, 2] and `box` [4] if it reads. Coordinates are
+      and `box` [4] with its `weight`; `presence`, 0 where what is asked for is
+      not in the image, else 1; and `mask`, run lengths as in `masks`, where
+      there is one. A prediction is a dict with `text`, `written_tokens` [T] and
+      `written_points` [T, P, 2] if the task generates, and `points` [n, L, P,
+      2] and `box` [4] if it reads, with `presence`, a probability, if the
+      network has the head, and `mask` if the task segments. Of a task that
+      detects both are of an image: the target has `boxes` [n, 4] and their
+      `texts`, the prediction `boxes`, `scores` and `texts`. Coordinates are
       normalized.
     rank: function (targets, predictions) -> how good each answer is, more is
       better; reports show the best and the worst by it.
@@ -120,6 +128,7 @@ class Task:
   reads: bool
   groups: Callable[[example_lib.Example], list[list[int]]] = each_region
   detects: bool = False
+  segments: bool = False
   usable: Callable[[example_lib.Region], bool] = any_region
   metrics: tuple[Callable[[list, list], Mapping[str, float]], ...] = ()
   rank: Callable[[list, list], Sequence[float]] | None = None
@@ -220,6 +229,9 @@ def _fill(
     pixels = masks.decode(question.mask, fit.original)
     out['masks'][:] = fit.mask_to_canvas(pixels, sizes.mask)
     out['mask_weights'][()] = 1
+  if question.there is not None:
+    out['presence'][()] = question.there
+    out['presence_weights'][()] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,17 +270,22 @@ def target(
 ) -> dict[str, Any]:
   """What metrics compare with, of one of `Task.questions`; see `Task.metrics`.
 
-  Returns: `texts`, `box` as four numbers, its `weight`, the `id`s, and the
-    name of the `image`.
+  Returns: `texts`, `box` as four numbers, its `weight`, the `id`s, the name of
+    the `image`, `presence`, and the `mask` if there is one, an empty one of
+    what is absent.
   """
   regions = [example.regions[i] for i in group]
-  box = regions[0].box
+  box, mask = regions[0].box, regions[0].mask
+  if regions[0].absent:
+    mask = masks.encode(np.zeros(example.size, bool))
   return {
     'texts': [r.text for r in regions],
     'box': [0.0] * 4 if box is None else box.tolist(),
     'weight': 0.0 if box is None else 1.0,
     'ids': [r.id for r in regions],
     'image': example.image_id,
+    'presence': 0.0 if regions[0].absent else 1.0,
+    **({} if mask is None else {'mask': mask}),
   }
 
 
@@ -485,6 +502,8 @@ def read(
   params,
   batch: batch_lib.Batch,
   features: jax.Array | None = None,
+  sam_features: jax.Array | None = None,
+  segments: bool = False,
 ) -> batch_lib.Output:
   """Reads the given answer (teacher forcing) for its points and scores.
 
@@ -493,10 +512,34 @@ def read(
     params: its parameters.
     batch: what is asked and answered.
     features: `encode_image` of the batch's images, if it was done before.
+    sam_features: `sam` of `encode_maps` of them; masks need it then.
+    segments: as of `Task`.
 
-  Returns: `Output` with tokens, log_probs, scores and points.
+  Returns: `Output` with tokens, log_probs, scores and points; presence, if the
+    network has the head; and if it `segments`, mask_logits [B, R, h, w] of the
+    box that is read, with mask_ious [B, R].
+
+  Raises:
+    ValueError: masks are asked for, and there is no mask decoder, or what it
+      draws on is missing.
   """
-  output = model.run(params, batch, features=features)
+  if segments and model.config.mask is None:
+    raise ValueError(
+      'this model has no mask decoder: expected ModelConfig.mask, got None.'
+    )
+  output = model.run(
+    params, batch, features=features, sam_features=sam_features
+  )
+  masks_of = {}
+  if segments:
+    if output.mask_logits is None:
+      raise ValueError(
+        'masks of encoded images: expected `sam` of encode_maps, got None.'
+      )
+    masks_of = {
+      'mask_logits': output.mask_logits[:, :, 0],
+      'mask_ious': output.mask_ious[:, :, 0],
+    }
   targets = batch.decoder_target_tokens
   log_probs = jax.nn.log_softmax(output.logits)
   log_probs = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
@@ -506,4 +549,41 @@ def read(
     log_probs=log_probs,
     scores=log_probs.sum(-1),
     points=output.points,
+    presence=output.presence,
+    **masks_of,
   )
+
+
+def find(
+  model: pixel_llm.PixelLLM,
+  params,
+  image: jax.Array,
+  image_size: jax.Array,
+  features: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Finds the things that are worth a caption.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    image: [B, H, W, 3] uint8; with features its shape alone matters.
+    image_size: [B, 2] int32 valid (height, width), pixels.
+    features: `encode_image` of the images, if it was done before.
+
+  Returns: boxes [B, D, 4] xyxy, normalized to the valid image and clipped to
+    it; their scores [B, D] in [0, 1]; and [B, D] bool, which there are, the
+    best first.
+
+  Raises:
+    ValueError: there is no detector.
+  """
+  if model.config.detector is None:
+    raise ValueError(
+      'this model has no detector: expected ModelConfig.detector, got None.'
+    )
+  if features is None:
+    features = model.run(params, image, image_size, method='encode_image')
+  boxes, scores, valid = model.run(
+    params, features, image_size, image.shape[1:3], method='detect'
+  )
+  return jnp.clip(boxes, 0, 1), scores, valid

@@ -121,6 +121,8 @@ class LossConfig:
     side_weight: of how far their sides are.
     thing_weight: of which boxes hold a thing.
     move_weight: of where exactly it is in them.
+    presence_weight: of whether what is asked for is there, if there is
+      `model.presence`.
   """
 
   label_smoothing: float = 0.1
@@ -133,6 +135,7 @@ class LossConfig:
   side_weight: float = 1.0
   thing_weight: float = 1.0
   move_weight: float = 1.0
+  presence_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,13 @@ def loss_terms(
     names = ('mask_focal', 'mask_dice', 'mask_iou_error')
     for name, factor, part in zip(names, factors, parts, strict=True):
       terms[name] = (factor, part, weight)
+  if output.presence is not None:
+    terms['presence_loss'] = (
+      config.presence_weight,
+      *losses.presence_loss(
+        output.presence, batch.presence, batch.presence_weights
+      ),
+    )
   if output.seen is not None:
     detection = losses.detection_loss(output.seen, batch.detection_weights)
     factors = (

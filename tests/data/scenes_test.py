@@ -545,6 +545,52 @@ def test_expressions_mean_one_thing(samples):
   assert kinds['place'] > 0
 
 
+def test_what_is_absent_is_nowhere(samples):
+  words, total = collections.Counter(), 0
+  for i, scene in enumerate(samples):
+    found = scene_text.absent(scene, np.random.default_rng((3, i)), 3)
+    total += len(found)
+    for text in found:
+      said = text.split()
+      kinds = {
+        name: [w for w in said if w in choices]
+        for name, choices in scene_text._CHANGED.items()
+      }
+      # Of two that are named, one at least is not there.
+      words['anchored'] += len(kinds['shape']) > 1
+      if all(len(found) < 2 for found in kinds.values()):
+        words['alone'] += 1
+        assert not any(
+          all(getattr(thing.look, k) in v for k, v in kinds.items() if v)
+          for thing in scene.things
+        )
+  assert total > 2.9 * len(samples)
+  assert min(words['alone'], words['anchored']) > 0.2 * total
+
+
+def test_expressions_in_our_own_format(root):
+  lines = read_lines(root, 'scenes_val_expressions.jsonl')
+  refs = [
+    sentence['sent']
+    for ref in pickle.loads(
+      (root / 'annotations/refer/refs(scenes).p').read_bytes()
+    )
+    if ref['split'] == 'val'
+    for sentence in ref['sentences']
+  ]
+  regions = [r for line in lines for r in line['regions']]
+  assert sorted(r['text'] for r in regions if 'box' in r) == sorted(refs)
+  assert all('mask' in r for r in regions if 'box' in r)
+  absent = [r for r in regions if r.get('absent')]
+  assert len(absent) + len(refs) == len(regions)
+  assert len(absent) > 2 * len(lines)
+
+
+def read_lines(root, name):
+  text = (root / 'annotations' / name).read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
 def test_matches_on_a_scene_by_hand():
   def thing(shape, color, size, x, y):
     look = scene_images.Look(shape, color, size, 'plain')

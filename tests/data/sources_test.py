@@ -1002,6 +1002,12 @@ BAD_OWN_REGIONS = {
   'flat points': ({'points': [1, 2]}, 'not_a_list', 'points[0]'),
   'point outside': ({'points': [[50, 50]]}, 'outside', 'points[0]'),
   'mask': ({'mask': [[1, 2]]}, 'bad_mask', 'mask[0]'),
+  'absent': ({'absent': 1}, 'not_a_boolean', 'absent'),
+  'absent here': (
+    {'absent': True, 'points': [[1, 2]]},
+    'absent_with_place',
+    'absent',
+  ),
   'words': ({'words': 'a'}, 'not_a_list', 'words'),
   'word': ({'words': [{'word': 'a'}]}, 'unknown_field', 'words[0].word'),
   'word not there': (

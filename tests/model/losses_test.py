@@ -422,3 +422,14 @@ def test_nothing_to_say_is_no_loss_and_no_gradient(words):
   value, gradient = jax.value_and_grad(loss)(logits)
   assert float(value) == 0
   np.testing.assert_array_equal(gradient, 0)
+
+
+def test_presence_is_cross_entropy_of_those_that_are_known():
+  logits = jnp.asarray([[0.0, 2.0, -3.0]])
+  presence = jnp.asarray([[1.0, 0.0, 1.0]])
+  total, weight = losses.presence_loss(
+    logits, presence, jnp.asarray([[1.0, 0.5, 0.0]])
+  )
+  wanted = np.log(2) + 0.5 * -np.log(1 - 1 / (1 + np.exp(-2.0)))
+  np.testing.assert_allclose(total, wanted, rtol=1e-6)
+  assert float(weight) == 1.5

@@ -223,6 +223,50 @@ def test_encoding_the_image_before_changes_nothing(network):
   np.testing.assert_allclose(left.points, right.points, atol=1e-6)
 
 
+def test_reading_says_what_is_there_and_draws_it():
+  model, params = tiny.init(tiny.full_config())
+  batch = tiny.random_batch()
+
+  @jax.jit
+  def run(batch):
+    maps = model.run(
+      params, batch.image, batch.image_size, method='encode_maps'
+    )
+    features = model.run(params, maps, method='join')
+    given = {'features': features, 'sam_features': maps['sam']}
+    return (
+      task_lib.read(model, params, batch, segments=True),
+      task_lib.read(model, params, batch, **given, segments=True),
+      task_lib.read(model, params, batch, features),
+      task_lib.find(model, params, batch.image, batch.image_size, features),
+    )
+
+  whole, encoded, plain, (boxes, scores, there) = run(batch)
+  assert whole.mask_logits.shape == (8, 2, 8, 8)
+  for name in ('mask_logits', 'mask_ious', 'presence'):
+    np.testing.assert_allclose(
+      getattr(whole, name), getattr(encoded, name), atol=1e-5
+    )
+  assert plain.mask_logits is None and plain.presence.shape == (8, 2)
+  assert boxes.shape == (8, 5, 4) and ((boxes >= 0) & (boxes <= 1)).all()
+  assert scores.shape == there.shape == (8, 5)
+  # Another last word changes what is said of it; what follows the end does not.
+  words = np.asarray(batch.decoder_target_tokens)
+  length = (words > 0).sum(-1, keepdims=True)
+  at = np.arange(words.shape[-1])
+  other = np.where(at == length - 2, 63 - words, words)
+  again = jax.jit(functools.partial(task_lib.read, model, params))(
+    batch.replace(decoder_target_tokens=other)
+  )
+  assert (np.abs(again.presence - plain.presence) > 1e-6).all()
+  small = dataclasses.replace(model.config, mask=None, detector=None)
+  bare = pixel_llm.PixelLLM(small)
+  with pytest.raises(ValueError, match='no mask decoder'):
+    task_lib.read(bare, params, batch, segments=True)
+  with pytest.raises(ValueError, match='no detector'):
+    task_lib.find(bare, params, batch.image, batch.image_size)
+
+
 def test_a_region_sees_the_cells_in_its_box():
   config = dataclasses.replace(tiny.model_config(), region=REGION)
   model, params = tiny.init(config)

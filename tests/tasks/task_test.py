@@ -82,6 +82,24 @@ def test_refer_weighs_the_place_of_the_last_token_most(vocabulary):
   assert prompt[count] == vocabulary_lib.EOS_ID
 
 
+def test_refer_says_whether_it_is_there(vocabulary):
+  absent = example_lib.Region('r2', TEXT, absent=True)
+  bare = example_lib.Region('r3', TEXT)
+  rows = [
+    task_lib.row(tasks.REFER, r, vocabulary, SIZES)
+    for r in (region(BOX), absent, bare)
+  ]
+  assert [float(r['presence']) for r in rows] == [1, 0, 0]
+  assert [float(r['presence_weights']) for r in rows] == [1, 1, 0]
+  assert not rows[1]['point_weights'].any() and not rows[1]['box_weights']
+  for task in (tasks.REFER, tasks.SEGMENT):
+    assert task.usable(absent) and not task.usable(bare)
+  example = example_lib.Example(b'', 'i', (4, 6), (absent,))
+  target = task_lib.target(example, [0])
+  assert target['presence'] == 0 and target['weight'] == 0
+  assert not masks.decode(target['mask'], (4, 6)).any()
+
+
 def test_a_cut_answer_keeps_its_end_and_its_place(vocabulary):
   sizes = batch_lib.BatchSizes(
     batch=1, image=32, regions=1, context=4, length=3

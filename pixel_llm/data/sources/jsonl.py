@@ -27,7 +27,18 @@ from pixel_llm.example import Region
 from pixel_llm.geometry import box_area
 
 _LINE = {'image', 'image_id', 'width', 'height', 'split', 'regions'}
-_REGION = {'id', 'text', 'prompt', 'box', 'points', 'mask', 'words'}
+_REGION = {
+  'id',
+  'text',
+  'prompt',
+  'box',
+  'points',
+  'mask',
+  'words',
+  'absent',
+}
+# What has no place.
+_PLACED = ('box', 'points', 'mask', 'words')
 _WORD = {'text', 'points'}
 # Pixels that a coordinate may lie beyond the edge: tools round differently.
 _BEYOND = 1.0
@@ -156,6 +167,16 @@ def parse(row: Row, value: Any, size: tuple[int, int], default: str) -> Region:
   _known(row, value, _REGION)
   text = source.text(row.at('text'), source.field(row, value, 'text'))
   prompt, box, points = (value.get(k) for k in ('prompt', 'box', 'points'))
+  absent = _or(value.get('absent'), False)
+  if not isinstance(absent, bool):
+    raise RowError(
+      row.at('absent'), 'not_a_boolean', 'true or false', source.show(absent)
+    )
+  placed = [k for k in _PLACED if value.get(k) is not None]
+  if absent and placed:
+    raise RowError(
+      row.at('absent'), 'absent_with_place', 'no place', ', '.join(placed)
+    )
   if prompt is not None:
     prompt = source.text(row.at('prompt'), prompt)
   if box is not None:
@@ -169,6 +190,7 @@ def parse(row: Row, value: Any, size: tuple[int, int], default: str) -> Region:
     box=box,
     points=points,
     mask=source.mask(row.at('mask'), value.get('mask'), size),
+    absent=absent,
     **_words(row.at('words'), _or(value.get('words'), []), text, size),
   )
 
