@@ -99,12 +99,12 @@ class Section:
 
   Attributes:
     title: its headline.
-    items: (image [H, W, 3] uint8 RGB, answer, ground truth or None) each.
+    items: (image [H, W, 3] uint8 RGB, answers, ground truth) each.
     notes: a word below each, or none at all.
   """
 
   title: str
-  items: Sequence[tuple[np.ndarray, Prediction, Prediction | None]]
+  items: Sequence[tuple[np.ndarray, Sequence[Prediction], Sequence[Prediction]]]
   notes: Sequence[str] = ()
 
 
@@ -151,17 +151,19 @@ def write_report(
       '<div>'
       + pictures.figure(
         image,
-        [prediction],
-        [truth] if truth else None,
+        predictions,
+        truth or None,
         name=f'image-{next(numbers)}',
         max_side=_IMAGE_SIDE,
       )
       + (f'<p class="note">{_text(note)}</p></div>' if note else '</div>')
-      for (image, prediction, truth), note in zip(
+      for (image, predictions, truth), note in zip(
         section.items, notes, strict=True
       )
     ]
-    pairs = any(t and p.kind == 'narrate' for _, p, t in section.items)
+    pairs = any(
+      t and p.kind == 'narrate' for _, ps, t in section.items for p in ps
+    )
     kind = 'gallery pairs' if pairs else 'gallery'
     parts.append(
       _part(section.title, f'<div class="{kind}">\n{"".join(figures)}</div>')

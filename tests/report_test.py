@@ -114,11 +114,13 @@ def test_any_range_has_axes(tmp_path, values):
 def test_24_pictures_stay_small_and_stand_alone(tmp_path):
   truth = narrative('a dog')
   sections = [
-    Section('Narratives', [(photo(i), narrative(), truth) for i in range(12)]),
+    Section(
+      'Narratives', [(photo(i), [narrative()], [truth]) for i in range(12)]
+    ),
     Section(
       'Boxes',
       [
-        (photo(i), referred((9, 9, 99, 99)), referred((9, 9, 90, 90)))
+        (photo(i), [referred((9, 9, 99, 99))], [referred((9, 9, 90, 90))])
         for i in range(12, 24)
       ],
     ),

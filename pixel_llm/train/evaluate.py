@@ -14,7 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ def seqio_fn(
 
 @dataclasses.dataclass
 class Shown:
-  """An example kept for the report: upright RGB, answer and truth.
+  """An example kept for the report: upright RGB, answers and truth.
 
   Attributes:
     why: it is the 'best', the 'worst' or 'random'.
@@ -109,8 +109,8 @@ class Shown:
   """
 
   image: np.ndarray
-  prediction: Prediction
-  truth: Prediction
+  predictions: list[Prediction]
+  truth: list[Prediction]
   why: str
   rank: float
 
@@ -156,7 +156,7 @@ def show(
     )
     for i, shown in enumerate(result.gallery[-_PICTURES:]):
       picture = pictures.draw(
-        shown.image, [shown.prediction], [shown.truth]
+        shown.image, shown.predictions, shown.truth
       ).convert('RGB')
       writer.write_images(step, {f'eval/{name}/{i}': np.asarray(picture)[None]})
     log(
@@ -201,7 +201,12 @@ class Evaluator:
     # Every process reads all answers.
     whole = sharding.replicated(mesh)
     self._read = jax.jit(
-      functools.partial(task_lib.read, model), out_shardings=whole
+      functools.partial(task_lib.read, model),
+      static_argnames='segments',
+      out_shardings=whole,
+    )
+    self._find = jax.jit(
+      functools.partial(task_lib.find, model), out_shardings=whole
     )
     self._generate = jax.jit(
       functools.partial(task_lib.generate, model),
@@ -251,9 +256,9 @@ class Evaluator:
     groups = [
       (i, group)
       for i, example in enumerate(examples)
-      for group in task.questions(example)
+      for group in _groups(task, example)
     ]
-    if not groups:
+    if not any(group for _, group in groups):
       raise ValueError(
         f'task {name}: expected regions that {task.name} can be asked about, '
         f'found none in the {len(examples)} examples of split {config.split}.'
@@ -266,6 +271,9 @@ class Evaluator:
       'questions': len(groups),
       'prompt': task.prompts[0],
       'decoding': config_lib.to_dict(decoding) if task.generates else None,
+      'detection': config_lib.to_dict(config.detection)
+      if task.detects
+      else None,
       'data': {
         'split': config.split,
         'examples': len(examples),
@@ -325,34 +333,94 @@ class Evaluator:
     """The answers from question `begun` on, in order."""
     task = entry.task
     left = [(n, *groups[n]) for n in range(begun, len(groups))]
-    ask = functools.partial(
-      self._questions, entry, examples, sizes=sizes, params=params
+    regions = lambda i, group: [examples[i].regions[r] for r in group]
+    write = lambda asked: self._questions(
+      self._writing(sizes), entry, examples, asked, sizes, params
     )
-    decoding = dataclasses.replace(
-      self._config.eval.decoding, length=sizes.length
+    if task.detects:
+      found, again = itertools.tee(
+        self._things(examples, [i for _, i, _ in left], sizes, params)
+      )
+      said = write(
+        (i, n * self._config.eval.detection.most + k, _at(box))
+        for (n, i, _), (boxes, _) in zip(left, again)
+        for k, box in enumerate(boxes)
+      )
+      for boxes, scores in found:
+        yield _Answer([next(said) for _ in boxes], [], boxes, scores)
+      return
+    said = write(
+      (i, n, region)
+      for n, i, group in left
+      for region in regions(i, group[:1])
+      if task.generates
     )
-    said = ask(
-      lambda params, batch, rows: self._generate(
-        params, batch, decoding=decoding, rows=rows
+    read = self._questions(
+      lambda params, batch, rows: self._read(
+        params, batch, segments=task.segments
       ),
-      [(i, n, group[0]) for n, i, group in left if task.generates],
-    )
-    found = ask(
-      lambda params, batch, rows: self._read(params, batch),
-      [(i, n, r) for n, i, group in left for r in group if task.reads],
+      entry,
+      examples,
+      (
+        (i, n, region)
+        for n, i, group in left
+        for region in regions(i, group)
+        if task.reads
+      ),
+      sizes,
+      params,
     )
     for _, _, group in left:
       yield _Answer(
-        next(said) if task.generates else None,
-        [next(found) for _ in group] if task.reads else [],
+        [next(said)] if task.generates else [],
+        [next(read) for _ in group] if task.reads else [],
       )
+
+  def _writing(self, sizes: batch_lib.BatchSizes):
+    """(params, batch, question numbers [B, R]) -> Output of written texts."""
+    decoding = dataclasses.replace(
+      self._config.eval.decoding, length=sizes.length
+    )
+    return lambda params, batch, rows: self._generate(
+      params, batch, decoding=decoding, rows=rows
+    )
+
+  def _things(
+    self,
+    examples: _Examples,
+    asked: list[int],
+    sizes: batch_lib.BatchSizes,
+    params,
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The things found in each image: boxes [n, 4] and scores [n]."""
+    config = self._config.eval.detection
+    place = sharding.batch_sharding(self._mesh)
+    own = sharding.local_rows(place, sizes.batch)
+    side = sizes.image
+    for start in range(0, len(asked), sizes.batch):
+      part = asked[start : start + sizes.batch]
+      images = np.zeros((sizes.batch, side, side, 3), np.uint8)
+      image_sizes = np.full((sizes.batch, 2), side, np.int32)
+      for b in own & set(range(len(part))):
+        example = examples[part[b]]
+        images[b], fit = image_lib.prepare(
+          image_lib.decode(example.image, example.image_id), side
+        )
+        image_sizes[b] = fit.size
+      with sharding.placed(self._mesh, self._config.mesh):
+        device = sharding.place((images, image_sizes), place)
+        boxes, scores, valid = jax.device_get(self._find(params, *device))
+      for b in range(len(part)):
+        kept = np.flatnonzero(valid[b] & (scores[b] > config.score))
+        kept = kept[np.argsort(-scores[b][kept], kind='stable')][: config.most]
+        yield boxes[b][kept], scores[b][kept]
 
   def _questions(
     self,
+    function,
     entry: registry.Entry,
     examples: _Examples,
-    function,
-    asked: list[tuple[int, int, int]],
+    asked: Iterable[tuple[int, int, example_lib.Region]],
     sizes: batch_lib.BatchSizes,
     params,
   ) -> Iterator[batch_lib.Output]:
@@ -361,45 +429,37 @@ class Evaluator:
     Images that are not for this process's devices are not looked at.
 
     Args:
+      function: (params, batch, question numbers [B, R]) -> Output.
       entry: the task.
       examples: all of them.
-      function: (params, batch, question numbers [B, R]) -> Output.
       asked: (example, question number, region) in order of examples.
       sizes: the shape table.
       params: parameters.
 
     Yields: the row of the output (NumPy) of each.
     """
-    packed: list[tuple[int, list[tuple[int, int]]]] = []
-    for i, n, region in asked:
-      if (
-        not packed
-        or packed[-1][0] != i
-        or (len(packed[-1][1]) == sizes.regions)
-      ):
-        packed.append((i, []))
-      packed[-1][1].append((n, region))
     place = sharding.batch_sharding(self._mesh)
     own = sharding.local_rows(place, sizes.batch)
     zero = task_lib.zeros(sizes)
-    for start in range(0, len(packed), sizes.batch):
-      part = packed[start : start + sizes.batch]
+    packed = _packed(asked, sizes.regions)
+    while part := list(itertools.islice(packed, sizes.batch)):
       rows = [zero] * sizes.batch
-      for b in own & set(range(len(part))):
-        i, questions = part[b]
+      numbers = np.zeros((sizes.batch, sizes.regions), np.int32)
+      for b, (i, questions) in enumerate(part):
+        numbers[b, : len(questions)] = [n for n, _ in questions]
+        if b not in own:
+          continue
+        regions = tuple(region for _, region in questions)
         rows[b] = task_lib.features(
           entry.task,
-          examples[i],
+          dataclasses.replace(examples[i], regions=regions),
           entry.vocabulary,
           sizes,
-          [region for _, region in questions],
+          range(len(regions)),
         )
       batch = batch_lib.Batch(
         **{k: np.stack([r[k] for r in rows]) for k in rows[0]}
       )
-      numbers = np.zeros((sizes.batch, sizes.regions), np.int32)
-      for b, (_, questions) in enumerate(part):
-        numbers[b, : len(questions)] = [n for n, _ in questions]
       with sharding.placed(self._mesh, self._config.mesh):
         device = sharding.place((batch, numbers), place)
         output = jax.device_get(function(params, *device))
@@ -408,12 +468,44 @@ class Evaluator:
           yield jax.tree.map(lambda x, b=b, r=r: x[b, r], output)
 
 
+def _groups(
+  task: task_lib.Task, example: example_lib.Example
+) -> list[list[int]]:
+  """The questions about an image; all that is to find is one."""
+  if not task.detects:
+    return task.questions(example)
+  return [sorted(r for group in task.questions(example) for r in group)]
+
+
+def _at(box: np.ndarray) -> example_lib.Region:
+  """What is in a box that was found."""
+  return example_lib.Region('', '', box=np.asarray(box, np.float32))
+
+
+def _packed(
+  asked: Iterable[tuple[int, int, example_lib.Region]], most: int
+) -> Iterator[tuple[int, list[tuple[int, example_lib.Region]]]]:
+  """Questions of an image together, at most so many."""
+  for i, questions in itertools.groupby(asked, lambda question: question[0]):
+    while part := [q[1:] for q in itertools.islice(questions, most)]:
+      yield i, part
+
+
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-  """What was written, and what was read of each region of the question."""
+  """An answer to a question.
 
-  said: batch_lib.Output | None
-  found: list[batch_lib.Output]
+  Attributes:
+    said: what was written; of each thing found, if the task detects.
+    read: of each region of the question.
+    boxes: [n, 4] of things found; None if the task does not detect.
+    scores: [n] of them.
+  """
+
+  said: list[batch_lib.Output]
+  read: list[batch_lib.Output]
+  boxes: np.ndarray | None = None
+  scores: np.ndarray | None = None
 
 
 class _Examples:
@@ -473,45 +565,85 @@ def _row(
   task, vocabulary = entry.task, entry.vocabulary
   regions = [example.regions[r] for r in group]
   rows = [task_lib.row(task, region, vocabulary, sizes) for region in regions]
-  target = task_lib.target(example, group)
-  prediction: dict[str, Any] = {}
-  if answer.said is not None:
-    prediction['text'] = vocabulary.decode(answer.said.tokens)
-    prediction |= task_lib.written(answer.said.tokens, answer.said.points)
-  if answer.found:
-    target['tokens'] = np.stack([r['decoder_target_tokens'] for r in rows])
-    target['points'] = np.stack([r['points'] for r in rows])
-    target['weights'] = np.stack([r['point_weights'] for r in rows])
-    prediction['points'] = np.stack([o.points for o in answer.found])
-    prediction['box'] = geometry.answer_box(
-      answer.found[0].tokens, answer.found[0].points
-    )
-  truth = batch_lib.Output(
-    tokens=rows[0]['decoder_target_tokens'],
-    points=rows[0]['points'],
-    log_probs=np.zeros(sizes.length),
-    scores=0.0,
-  )
   shown = functools.partial(
-    _shown,
+    answer_lib.prediction,
     task,
-    regions[0],
     vocabulary=vocabulary,
     image=example.image_id,
     size_orig=example.size,
+    canvas=sizes.image,
   )
+  if answer.boxes is not None and answer.scores is not None:
+    target = {
+      'boxes': np.reshape([r.box for r in regions], (-1, 4)).astype(np.float32),
+      'texts': [r.text for r in regions],
+      'ids': [r.id for r in regions],
+      'image': example.image_id,
+    }
+    prediction: dict[str, Any] = {
+      'boxes': answer.boxes,
+      'scores': answer.scores,
+      'texts': [vocabulary.decode(o.tokens) for o in answer.said],
+    }
+    answers = lambda: [
+      dataclasses.replace(shown(_at(box), output=o), confidence=float(score))
+      for box, score, o in zip(prediction['boxes'], answer.scores, answer.said)
+    ]
+  else:
+    target, prediction = task_lib.target(example, group), {}
+    for output in answer.said:
+      prediction['text'] = vocabulary.decode(output.tokens)
+      prediction |= task_lib.written(output.tokens, output.points)
+    if answer.read:
+      first = answer.read[0]
+      target['tokens'] = np.stack([r['decoder_target_tokens'] for r in rows])
+      target['points'] = np.stack([r['points'] for r in rows])
+      target['weights'] = np.stack([r['point_weights'] for r in rows])
+      prediction['points'] = np.stack([o.points for o in answer.read])
+      prediction['box'] = geometry.answer_box(first.tokens, first.points)
+      if first.presence is not None:
+        half = np.float64(first.presence) / 2
+        prediction['presence'] = float((1 + np.tanh(half)) / 2)
+      if task.segments:
+        prediction['mask'] = answer_lib.mask(
+          first.mask_logits, example.size, sizes.image
+        )
+    # Of several references the first is shown.
+    regions = regions[:1]
+    answers = lambda: [
+      shown(regions[0], output=(answer.said or answer.read)[0])
+    ]
   return {
     'target': target,
     'prediction': prediction,
-    'answer': shown(output=answer.said or answer.found[0]),
-    'truth': shown(output=truth, placed=rows[0]['point_weights'] > 0),
+    'answer': _json(answers),
+    'truth': _json(
+      lambda: [_truth(shown, r, row, sizes) for r, row in zip(regions, rows)]
+    ),
   }
 
 
-def _shown(*args, **kwargs) -> dict[str, Any] | None:
-  """`answer.prediction` as JSON; None for what JSON or pictures can't hold."""
+def _truth(
+  shown: Callable[..., Prediction],
+  region: example_lib.Region,
+  row: Mapping[str, np.ndarray],
+  sizes: batch_lib.BatchSizes,
+) -> Prediction:
+  """What should have been answered about a region."""
+  output = batch_lib.Output(
+    tokens=row['decoder_target_tokens'],
+    points=row['points'],
+    log_probs=np.zeros(sizes.length),
+    scores=0.0,
+  )
+  made = shown(region, output=output, placed=row['point_weights'] > 0)
+  return dataclasses.replace(made, mask_orig=region.mask)
+
+
+def _json(make: Callable[[], list[Prediction]]) -> list[dict[str, Any]] | None:
+  """None for what can't be shown: of no known kind, or at no place."""
   try:
-    return answer_lib.prediction(*args, **kwargs).to_json()
+    return [p.to_json() for p in make()]
   except ValueError:
     return None
 
@@ -524,7 +656,11 @@ def _gallery(
 ) -> list[Shown]:
   """The best, the worst and random answers: a third each, at most."""
   ranks = scoring.ranks(rows, task)
-  order = [n for n in np.argsort(ranks, kind='stable') if rows[n]['answer']]
+  order = [
+    n
+    for n in np.argsort(ranks, kind='stable')
+    if None not in (rows[n]['answer'], rows[n]['truth'])
+  ]
   random = np.random.default_rng(0).permutation(sorted(order)).tolist()
   chosen: dict[int, str] = {}
   for why, among, count in (
@@ -540,8 +676,8 @@ def _gallery(
     made.append(
       Shown(
         image_lib.decode(example.image, example.image_id),
-        Prediction.from_json(rows[n]['answer']),
-        Prediction.from_json(rows[n]['truth']),
+        [Prediction.from_json(row) for row in rows[n]['answer']],
+        [Prediction.from_json(row) for row in rows[n]['truth']],
         why,
         ranks[n],
       )

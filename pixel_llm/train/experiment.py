@@ -152,6 +152,19 @@ class EvalTaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DetectionConfig:
+  """Which of the things that are found in an image are captioned.
+
+  Attributes:
+    most: of an image.
+    score: that they must be above.
+  """
+
+  most: int = 100
+  score: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """Evaluation.
 
@@ -160,6 +173,7 @@ class EvalConfig:
     split: of the tasks.
     examples: at most so many images a task; 0 takes all.
     decoding: how answers are written; `length` comes from the task's shape.
+    detection: which things of an image are captioned, of tasks that detect.
     gallery: answers a task that the report shows: the best, the worst and
       random ones.
     targets: bounds that the report marks, 'refer/p_at_0.5 >= 0.6'.
@@ -170,6 +184,9 @@ class EvalConfig:
   examples: int = 0
   decoding: decoding.DecodingConfig = dataclasses.field(
     default_factory=decoding.DecodingConfig
+  )
+  detection: DetectionConfig = dataclasses.field(
+    default_factory=DetectionConfig
   )
   gallery: int = 8
   targets: tuple[str, ...] = ()

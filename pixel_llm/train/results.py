@@ -292,7 +292,7 @@ def _write_report(
         sections.append(
           report.Section(
             f'{name}: {why}{by if why != "random" else ""}',
-            [(s.image, s.prediction, s.truth) for s in shown],
+            [(s.image, s.predictions, s.truth) for s in shown],
             [f'{s.rank:.3g}' for s in shown] if result.rank else (),
           )
         )

@@ -5,7 +5,8 @@
 A dump is JSON lines. The first is the spec: what was asked, of which data, of
 which parameters, by which code. Every other is a question, in order: what
 metrics compare (`target`, `prediction`) and what people look at (`answer`,
-`truth`, as `Prediction.to_json`). Each line ends with the CRC-32 of the rest.
+`truth`, lists of `Prediction.to_json`). Each line ends with the CRC-32 of the
+rest.
 
 Free of TensorFlow, and of any device. Scores are always made of what a dump
 holds, so they are the same when they are made again.
@@ -54,7 +55,7 @@ class Dump:
     spec: what was asked, and how.
     rows: of each question, in order: `example` (its number in the split),
       `target` and `prediction` as in `Task.metrics`, `answer` and `truth` as
-      JSON of a `Prediction` (None where there is nothing to show).
+      JSON of each `Prediction` (None where there is nothing to show).
   """
 
   path: str

@@ -18,10 +18,12 @@ import pytest
 import scene_records
 import tiny
 
-from pixel_llm import main, sharding
+from pixel_llm import image as image_lib
+from pixel_llm import main, masks, sharding, tasks
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.data import records, registry
-from pixel_llm.model import pixel_llm
+from pixel_llm.model import pixel_llm, presence
+from pixel_llm.tasks import task as task_lib
 from pixel_llm.train import evaluate, experiment, loop, results, scoring
 
 TASKS = ('scenes_narrate', 'scenes_refer')
@@ -68,6 +70,7 @@ def alone(config, params, tmp_path_factory):
 
 
 def ask(config, params, folder, batch=1, regions=1, devices=1, progress=None):
+  """Evaluates on so many devices, so much at a time."""
   loop.prepare_data(config)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
   evaluator = evaluate.Evaluator(
@@ -89,9 +92,9 @@ def shaped(config, batch, regions):
   )
 
 
-def assert_same(folder, other):
+def assert_same(folder, other, tasks=TASKS):
   """All that was asked, answered and scored, but for rounding."""
-  for name in TASKS:
+  for name in tasks:
     left, left_metrics = scoring.score(str(folder / f'{name}.jsonl'))
     right, right_metrics = scoring.score(str(other / f'{name}.jsonl'))
     assert left.spec == right.spec
@@ -100,12 +103,13 @@ def assert_same(folder, other):
       for part in ('target', 'prediction'):
         assert a[part].keys() == b[part].keys()
         for key, value in a[part].items():
-          if isinstance(value, np.ndarray) and part == 'prediction':
+          if isinstance(value, (np.ndarray, float)) and part == 'prediction':
             np.testing.assert_allclose(value, b[part][key], atol=1e-5)
           else:
             np.testing.assert_array_equal(value, b[part][key], strict=True)
       assert a['truth'] == b['truth']
-      assert a['answer']['text'] == b['answer']['text']
+      for said, also in zip(a['answer'], b['answer'], strict=True):
+        assert said['text'] == also['text']
     assert left_metrics == pytest.approx(right_metrics, abs=1e-5)
 
 
@@ -265,6 +269,90 @@ def test_what_does_not_fit_is_told(config, workdir, tmp_path, capsys):
   verb = ['evaluate', '--workdir', str(workdir), '--config.seed=3']
   assert main.main(verb) == 1
   assert 'expected a --config to change' in capsys.readouterr().err
+
+
+def counts(targets, predictions):
+  """For the test alone: how much there is of each."""
+  return {
+    'true': sum(len(t['boxes']) for t in targets),
+    'found': sum(len(p['boxes']) for p in predictions),
+  }
+
+
+def lots(targets, predictions):
+  del targets
+  return [len(p['boxes']) for p in predictions]
+
+
+def test_things_are_found_and_captioned_and_drawn(tmp_path):
+  """By a network with all parts, alone and on eight devices."""
+  root = tmp_path / 'data'
+  config = scene_records.experiment(root)
+  records = {**config.data.records, 'scenes_regions': str(root / 'regions')}
+  records['things'] = records['scenes_refer']
+  names = ('scenes_dense', 'things_segment')
+  shape = config.eval.tasks['scenes_refer']
+  config = dataclasses.replace(
+    config,
+    model=dataclasses.replace(
+      tiny.full_config(), presence=presence.PresenceConfig()
+    ),
+    data=dataclasses.replace(config.data, records=records),
+    eval=dataclasses.replace(
+      config.eval,
+      tasks=dict.fromkeys(names, shape),
+      detection=experiment.DetectionConfig(most=4, score=0.0),
+    ),
+  )
+  vocabulary = loop.prepare_data(config)
+  registry.add_task(
+    'scenes_dense',
+    registry.RecordSource(records['scenes_regions']),
+    dataclasses.replace(tasks.DENSE_CAPTION, metrics=(counts,), rank=lots),
+    replace=True,
+  )
+  model, params = tiny.init(config.model)
+  alone, spread = tmp_path / 'alone', tmp_path / 'spread'
+  found = ask(config, params, alone)
+  ask(config, params, spread, 8, 3, 8)
+  assert_same(alone, spread, names)
+
+  dense = scoring.read(str(alone / 'scenes_dense.jsonl'))
+  assert dense.spec['detection'] == {'most': 4, 'score': 0.0}
+  examples = [
+    registry.task_of('scenes_dense').sequence.example('val', i)
+    for i in range(3)
+  ]
+  assert dense.spec['questions'] == len(examples)
+  metrics = found['scenes_dense'].metrics
+  assert metrics['true'] == sum(len(e.regions) for e in examples)
+  for row, example in zip(dense.rows, examples):
+    prediction = row['prediction']
+    image, fit = image_lib.prepare(image_lib.decode(example.image, 'x'), 32)
+    size = np.asarray(fit.size, np.int32)
+    boxes, scores, valid = task_lib.find(model, params, image[None], size[None])
+    assert np.all(np.diff(prediction['scores']) <= 0)
+    count = min(4, int(np.sum(valid)))
+    assert len(prediction['texts']) == count > 0
+    np.testing.assert_allclose(prediction['boxes'], boxes[0][:count], atol=1e-5)
+    np.testing.assert_allclose(
+      prediction['scores'], scores[0][:count], atol=1e-5
+    )
+    assert [p['text'] for p in row['answer']] == prediction['texts']
+    assert len(row['truth']) == len(example.regions)
+  assert any(s.predictions for s in found['scenes_dense'].gallery)
+
+  segments = scoring.read(str(alone / 'things_segment.jsonl'))
+  for row in segments.rows:
+    assert 0 < row['prediction']['presence'] < 1
+    size = row['answer'][0]['image_size']
+    height, width = size['height'], size['width']
+    drawn = masks.decode(row['prediction']['mask'], (height, width))
+    assert drawn.shape == (height, width)
+    assert row['answer'][0]['confidence'] == pytest.approx(
+      row['prediction']['presence'], abs=1e-4
+    )
+  assert vocabulary.size <= 64
 
 
 @pytest.mark.slow
