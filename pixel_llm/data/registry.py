@@ -384,10 +384,13 @@ def _metric(metric: Callable[[list, list], Mapping[str, float]]) -> Callable:
         points = np.asarray(aux_values['points'][i][r], np.float32)
         tokens = np.asarray(aux_values['tokens'][i][r])
         box = geometry.answer_box(tokens, points)
-        written = task_lib.written(
+        written: dict[str, Any] = task_lib.written(
           np.asarray(aux_values['written_tokens'][i][r]),
           np.asarray(aux_values['written_points'][i][r], np.float32),
         )
+        if 'presence' in aux_values:
+          logit = aux_values['presence'][i][r]
+          written['presence'] = task_lib.probability(logit)
         flat_targets.append(target)
         flat_predictions.append(
           {**said[r], **written, 'points': points[None], 'box': box}

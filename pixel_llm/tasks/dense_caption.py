@@ -11,8 +11,12 @@ Source: paper section 4.4, dense object captioning.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 
 from pixel_llm import example as example_lib
+from pixel_llm import geometry
 from pixel_llm.metrics import dense_caption as dense_caption_metrics
 from pixel_llm.metrics import meteor as meteor_metric
 from pixel_llm.tasks import caption_at, narrate
@@ -37,10 +41,20 @@ def found_scores(targets: list, predictions: list) -> dict[str, float]:
   )
 
 
+def box_recall(targets: list, predictions: list) -> Sequence[float]:
+  """Mean IoU of an image's things with the nearest that was found."""
+  ranks = []
+  for target, prediction in zip(targets, predictions):
+    ious = geometry.pairwise_iou(target['boxes'], prediction['boxes'])
+    ranks.append(float(np.mean(ious.max(axis=1))) if ious.size else 0.0)
+  return ranks
+
+
 DENSE_CAPTION = dataclasses.replace(
   caption_at.CAPTION_AT,
   name='dense_caption',
   detects=True,
   usable=usable,
   metrics=(found_scores,),
+  rank=box_recall,
 )

@@ -53,7 +53,8 @@ def box_scores(targets: list, predictions: list) -> dict[str, float]:
   """Precision, mean IoU, those of the whole image as the answer, and presence.
 
   Presence is left out, with a note, where something is not there to be found
-  but the network does not say so.
+  but the network does not say so. `presence_threshold` is the probability from
+  which on to say that it is there, by the split that is evaluated.
   """
   out = {
     **refer_metrics.box_precision(targets, predictions),
@@ -61,6 +62,10 @@ def box_scores(targets: list, predictions: list) -> dict[str, float]:
   }
   if all('presence' in x for x in (*targets, *predictions)):
     out |= refer_metrics.presence_scores(targets, predictions)
+    if len({t['presence'] > 0 for t in targets}) == 2:
+      out['presence_threshold'] = refer_metrics.presence_threshold(
+        targets, predictions
+      )
   elif not all(target.get('presence', 1) for target in targets):
     logging.log_first_n(
       logging.WARNING,
@@ -72,10 +77,14 @@ def box_scores(targets: list, predictions: list) -> dict[str, float]:
 
 
 def iou(targets: list, predictions: list) -> Sequence[float]:
-  """IoU of each box with the true one."""
+  """IoU of each box with the true one; of what is absent, how sure that is."""
   boxes = np.reshape([np.clip(p['box'], 0, 1) for p in predictions], (-1, 4))
   truth = np.reshape([t['box'] for t in targets], (-1, 4))
-  return np.nan_to_num(geometry.box_iou(boxes, truth)).tolist()
+  ious = np.nan_to_num(geometry.box_iou(boxes, truth)).tolist()
+  return [
+    iou if t.get('presence', 1) else 1 - p.get('presence', 1)
+    for iou, t, p in zip(ious, targets, predictions)
+  ]
 
 
 # The words are given in the prompt: writing them again teaches nothing.

@@ -9,6 +9,7 @@ the box that is read prompts the mask decoder.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from absl import logging
 
@@ -40,6 +41,18 @@ def mask_scores(targets: list, predictions: list) -> dict[str, float]:
   return {}
 
 
+def mask_iou(targets: list, predictions: list) -> Sequence[float]:
+  """IoU of each mask with the true one; of what is absent, how sure that is."""
+  ious = []
+  for target, prediction in zip(targets, predictions):
+    both, either = segment_metrics.overlap(target['mask'], prediction['mask'])
+    if target['presence']:
+      ious.append(both / either if either else 0.0)
+    else:
+      ious.append(1 - prediction.get('presence', 1))
+  return ious
+
+
 SEGMENT = dataclasses.replace(
   refer.REFER,
   name='segment',
@@ -47,4 +60,5 @@ SEGMENT = dataclasses.replace(
   usable=usable,
   segments=True,
   metrics=(refer.box_scores, mask_scores),
+  rank=mask_iou,
 )

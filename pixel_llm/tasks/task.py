@@ -289,6 +289,11 @@ def target(
   }
 
 
+def probability(logit: Any) -> float:
+  """What `Output.presence` says."""
+  return float((1 + np.tanh(np.float64(logit) / 2)) / 2)
+
+
 def written(tokens: np.ndarray, points: np.ndarray) -> dict[str, np.ndarray]:
   """What metrics look at of a written answer, without its end and padding.
 

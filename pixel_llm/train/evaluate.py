@@ -58,7 +58,8 @@ def seqio_fn(
 
   Returns: function of an enumerated data set giving [(index, tokens [R, L])],
     and `points` [R, L, P, 2] and the `tokens` that they are of, as well as
-    `written_points` of the first tokens, `written_tokens`.
+    `written_points` of the first tokens, `written_tokens`, and the logits
+    `presence` [R] where the network has the head.
   """
   sizes = config.data.sizes(config.eval.tasks[task])
   asked = registry.task_of(task).task
@@ -93,6 +94,8 @@ def seqio_fn(
         aux['points'].append(found.points[i])
         aux['tokens'].append(found.tokens[i])
         aux['written_points'].append(said.points[i])
+        if found.presence is not None:
+          aux.setdefault('presence', []).append(found.presence[i])
         aux['written_tokens'].append(said.tokens[i])
     return tokens, aux
 
@@ -346,8 +349,8 @@ class Evaluator:
         for (n, i, _), (boxes, _) in zip(left, again)
         for k, box in enumerate(boxes)
       )
-      for boxes, scores in found:
-        yield _Answer([next(said) for _ in boxes], [], boxes, scores)
+      for things in found:
+        yield _Answer([next(said) for _ in things[0]], [], things)
       return
     said = write(
       (i, n, region)
@@ -498,14 +501,13 @@ class _Answer:
   Attributes:
     said: what was written; of each thing found, if the task detects.
     read: of each region of the question.
-    boxes: [n, 4] of things found; None if the task does not detect.
-    scores: [n] of them.
+    things: that were found, boxes [n, 4] and scores [n]; None if the task does
+      not detect.
   """
 
   said: list[batch_lib.Output]
   read: list[batch_lib.Output]
-  boxes: np.ndarray | None = None
-  scores: np.ndarray | None = None
+  things: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class _Examples:
@@ -573,21 +575,22 @@ def _row(
     size_orig=example.size,
     canvas=sizes.image,
   )
-  if answer.boxes is not None and answer.scores is not None:
+  if answer.things is not None:
+    boxes, scores = answer.things
     target = {
-      'boxes': np.reshape([r.box for r in regions], (-1, 4)).astype(np.float32),
+      'boxes': np.asarray([r.box for r in regions], np.float32).reshape(-1, 4),
       'texts': [r.text for r in regions],
       'ids': [r.id for r in regions],
       'image': example.image_id,
     }
     prediction: dict[str, Any] = {
-      'boxes': answer.boxes,
-      'scores': answer.scores,
+      'boxes': boxes,
+      'scores': scores,
       'texts': [vocabulary.decode(o.tokens) for o in answer.said],
     }
     answers = lambda: [
       dataclasses.replace(shown(_at(box), output=o), confidence=float(score))
-      for box, score, o in zip(prediction['boxes'], answer.scores, answer.said)
+      for box, score, o in zip(boxes, scores, answer.said)
     ]
   else:
     target, prediction = task_lib.target(example, group), {}
@@ -602,8 +605,7 @@ def _row(
       prediction['points'] = np.stack([o.points for o in answer.read])
       prediction['box'] = geometry.answer_box(first.tokens, first.points)
       if first.presence is not None:
-        half = np.float64(first.presence) / 2
-        prediction['presence'] = float((1 + np.tanh(half)) / 2)
+        prediction['presence'] = task_lib.probability(first.presence)
       if task.segments:
         prediction['mask'] = answer_lib.mask(
           first.mask_logits, example.size, sizes.image
@@ -618,7 +620,11 @@ def _row(
     'prediction': prediction,
     'answer': _json(answers),
     'truth': _json(
-      lambda: [_truth(shown, r, row, sizes) for r, row in zip(regions, rows)]
+      lambda: [
+        _truth(shown, region, row, sizes)
+        for region, row in zip(regions, rows)
+        if not region.absent
+      ]
     ),
   }
 

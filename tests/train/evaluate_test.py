@@ -279,11 +279,6 @@ def counts(targets, predictions):
   }
 
 
-def lots(targets, predictions):
-  del targets
-  return [len(p['boxes']) for p in predictions]
-
-
 def test_things_are_found_and_captioned_and_drawn(tmp_path):
   """By a network with all parts, alone and on eight devices."""
   root = tmp_path / 'data'
@@ -308,7 +303,9 @@ def test_things_are_found_and_captioned_and_drawn(tmp_path):
   registry.add_task(
     'scenes_dense',
     registry.RecordSource(records['scenes_regions']),
-    dataclasses.replace(tasks.DENSE_CAPTION, metrics=(counts,), rank=lots),
+    dataclasses.replace(
+      tasks.DENSE_CAPTION, metrics=(counts, *tasks.DENSE_CAPTION.metrics)
+    ),
     replace=True,
   )
   model, params = tiny.init(config.model)
@@ -342,6 +339,8 @@ def test_things_are_found_and_captioned_and_drawn(tmp_path):
     assert len(row['truth']) == len(example.regions)
   assert any(s.predictions for s in found['scenes_dense'].gallery)
 
+  assert 0 <= metrics['detection_map'] <= 1
+  assert {'p_at_0.5', 'ciou'} <= set(found['things_segment'].metrics)
   segments = scoring.read(str(alone / 'things_segment.jsonl'))
   for row in segments.rows:
     assert 0 < row['prediction']['presence'] < 1
