@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import seqio
 
@@ -120,6 +120,23 @@ CAPABILITIES = (
 )
 
 
+def registrations(record_sets: Iterable[str]) -> dict[str, Registration]:
+  """The tasks of record sets, by name.
+
+  Args:
+    record_sets: keys of `TASKS`; one of your own has every capability.
+  """
+  keys = list(record_sets)
+  known = {r.key for r in TASKS.values()}
+  own = {
+    f'{key}_{task.name}': Registration(key, task)
+    for key in keys
+    if key not in known
+    for task in CAPABILITIES
+  }
+  return {k: r for k, r in (TASKS | own).items() if r.key in keys}
+
+
 def register(
   record_sets: Mapping[str, str],
   augmentation: Mapping[str, Augmentation] | None = None,
@@ -137,14 +154,7 @@ def register(
       `record_sets`, or a task has no prompt.
     FileNotFoundError: a directory has no records.
   """
-  registrations = dict(TASKS)
-  known = {r.key for r in TASKS.values()}
-  for key in record_sets:
-    if key not in known:
-      registrations |= {
-        f'{key}_{task.name}': Registration(key, task) for task in CAPABILITIES
-      }
-  given = {k: r for k, r in registrations.items() if r.key in record_sets}
+  given = registrations(record_sets)
   for option, values in (('augmentation', augmentation), ('prompts', prompts)):
     for name in values or {}:
       if name not in given:
