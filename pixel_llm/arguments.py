@@ -363,6 +363,11 @@ def _add_asking(verb: _Verb) -> None:
     if name not in finds:
       _add_decoding(sub)
 
+  add = verb('app').add_argument
+  add('--workdir', required=True, help='of a trained run, or an export of it')
+  add('--host', default='127.0.0.1', help='address to listen at (%(default)s)')
+  add('--port', type=_natural, default=8000, help='0 takes any (%(default)s)')
+
 
 def _add_weights(verb: _Verb) -> None:
   sub = verb('inspect')

@@ -467,6 +467,19 @@ def _ask(args: argparse.Namespace) -> int:
   return asking.run(args, _bar)
 
 
+def app(args: argparse.Namespace) -> None:
+  """Serves a local web page on which a model is asked."""
+  try:
+    from pixel_llm.app import server
+  except ModuleNotFoundError as e:
+    if e.name not in ('starlette', 'uvicorn'):
+      raise
+    raise ValueError(
+      f"{e.name} is not installed: pip install 'pixel-llm[app]'."
+    ) from e
+  server.run(args.workdir, args.host, args.port)
+
+
 def inspect(args: argparse.Namespace) -> None:
   """Shows the names, shapes and dtypes of a file of tensors; loads none."""
   from pixel_llm.checkpoints import inspection
@@ -650,6 +663,7 @@ VERBS = {
     refer,
     segment,
     dense_caption,
+    app,
     inspect,
     import_,
     export,

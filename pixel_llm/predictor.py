@@ -241,6 +241,15 @@ class Predictor:
       step,
     )
 
+  def lacks(self, kind: Kind) -> str | None:
+    """Why nothing of a kind can be asked; None if it can."""
+    config = self._model.config
+    if kind == 'segment' and config.mask is None:
+      return 'this model has no mask decoder: model.mask of its config is None.'
+    if kind == 'dense_caption' and config.detector is None:
+      return 'this model has no detector: model.detector of its config is None.'
+    return None
+
   def set_image(self, image: str | np.ndarray, name: str = 'image') -> None:
     """Encodes an image; every question after it is about this one.
 
@@ -416,15 +425,8 @@ class Predictor:
       raise ValueError(
         f'question: expected one of {", ".join(_TASKS)}, got {kind!r}.'
       )
-    config = self._model.config
-    if kind == 'segment' and config.mask is None:
-      raise ValueError(
-        'this model has no mask decoder: model.mask of its config is None.'
-      )
-    if kind == 'dense_caption' and config.detector is None:
-      raise ValueError(
-        'this model has no detector: model.detector of its config is None.'
-      )
+    if reason := self.lacks(kind):
+      raise ValueError(reason)
     makers: dict[str, Callable[..., _Ask]] = {
       'refer': self._expressions,
       'segment': self._expressions,

@@ -49,8 +49,10 @@ ALLOWED['sheet'] = ALLOWED['data'] | {'pictures'}
 ALLOWED['train'] = ALLOWED['data'] | {'train', 'pictures', 'report'}
 ALLOWED['plan'] = ALLOWED['train'] | {'plan'}
 ALLOWED['asking'] = ALLOWED['predictor'] | {'predictor', 'pictures', 'asking'}
+ALLOWED['app'] = ALLOWED['asking'] - {'asking'} | {'app'}
 ALLOWED['arguments'] = {'exits', '__init__', 'arguments'}
 ALLOWED['main'] = ALLOWED['plan'] | {
+  'app',
   'arguments',
   'asking',
   'predictor',

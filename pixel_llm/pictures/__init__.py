@@ -18,16 +18,28 @@ import numpy as np
 
 from pixel_llm import files
 from pixel_llm.pictures.colors import color_run
-from pixel_llm.pictures.page import figure, html, mark_of, page, style_of
+from pixel_llm.pictures.page import (
+  LINK,
+  STYLE,
+  figure,
+  html,
+  mark_of,
+  overlays,
+  page,
+  style_of,
+)
 from pixel_llm.pictures.png import draw
 from pixel_llm.prediction import Prediction
 
 __all__ = [
+  'LINK',
+  'STYLE',
   'color_run',
   'draw',
   'figure',
   'html',
   'mark_of',
+  'overlays',
   'page',
   'save',
   'style_of',

@@ -72,8 +72,8 @@ h1 { font-size: 1.35rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
 # A mark and the words that belong together carry the same data-key within
 # their pane. Keys, not positions, link them: the words of a wrapped sentence
 # and the dots on the image have nothing else in common.
-SCRIPT = """
-for (const pane of document.querySelectorAll('.pane')) {
+LINK = """
+const link = pane => {
   const stage = pane.querySelector('.stage');
   const where = pane.querySelector('.where');
   const words = [...pane.querySelectorAll('.word[data-key]')];
@@ -117,8 +117,9 @@ for (const pane of document.querySelectorAll('.pane')) {
   stage.addEventListener('pointermove', event => show(nearest(event)));
   stage.addEventListener('pointerdown', event => show(nearest(event)));
   stage.addEventListener('pointerleave', () => show([]));
-}
+};
 """
+SCRIPT = f"{LINK}document.querySelectorAll('.pane').forEach(link);"
 
 
 def html(
@@ -179,12 +180,36 @@ def figure(
   truth = truth or ()
   size_orig = shown.size_orig(rgb, (*predictions, *truth))
   height, width = size_orig
+  panes = overlays(predictions, truth, size_orig)
   picture = (
     f'<image id="{_text(name)}" width="{width}" height="{height}" '
     f'preserveAspectRatio="none" href="{_data_uri(rgb, max_side)}"/>'
   )
   # The second pane shows the same pixels without holding them again.
   again = f'<use href="#{_text(name)}"/>'
+  parts = []
+  for i, (marks, text) in enumerate(panes or [('', '')]):
+    parts.append(
+      f'<div class="pane">\n<svg class="stage" viewBox="0 0 {width} {height}" '
+      f'role="img" aria-label="{_text(_alternative(predictions))}">\n'
+      f'{again if i else picture}\n{marks}</svg>\n'
+      f'<p class="where" aria-live="polite"></p>\n{text}</div>\n'
+    )
+  return f'<figure class="picture">\n{"".join(parts)}</figure>\n'
+
+
+def overlays(
+  predictions: Sequence[Prediction],
+  truth: Sequence[Prediction],
+  size_orig: tuple[int, int],
+) -> list[tuple[str, str]]:
+  """Marks (SVG) and text (HTML) of each pane, which `LINK` ties together.
+
+  Args:
+    predictions: as in `draw`.
+    truth: as in `html`.
+    size_orig: (height, width) of their image, pixels.
+  """
   panes = []
   boxes = [p for p in predictions if not shown.is_told(p)]
   true_boxes = [p for p in truth if not shown.is_told(p)]
@@ -196,15 +221,7 @@ def figure(
   panes += [
     _narrative(p, size_orig, 'ground truth') for p in truth if shown.is_told(p)
   ]
-  parts = []
-  for i, (marks, text) in enumerate(panes or [('', '')]):
-    parts.append(
-      f'<div class="pane">\n<svg class="stage" viewBox="0 0 {width} {height}" '
-      f'role="img" aria-label="{_text(_alternative(predictions))}">\n'
-      f'{again if i else picture}\n{marks}</svg>\n'
-      f'<p class="where" aria-live="polite"></p>\n{text}</div>\n'
-    )
-  return f'<figure class="picture">\n{"".join(parts)}</figure>\n'
+  return panes
 
 
 def _text(text: str) -> str:
