@@ -4,8 +4,13 @@ import concurrent.futures
 import http.client
 import io
 import json
+import os
+import pathlib
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import asked
@@ -62,8 +67,12 @@ def png(rgb):
 
 
 @pytest.fixture(scope='module')
-def predictor(tmp_path_factory):
-  folder = asked.make(tmp_path_factory.mktemp('asked') / 'full')
+def folder(tmp_path_factory):
+  return asked.make(tmp_path_factory.mktemp('asked') / 'full')
+
+
+@pytest.fixture(scope='module')
+def predictor(folder):
   return Predictor.from_workdir(str(folder))
 
 
@@ -74,7 +83,7 @@ def served(predictor):
   serving.end()
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def sent(served):
   """The path of an image that the server has."""
   status, found = served.asks('/api/images?name=a.png', png(asked.picture()))
@@ -85,20 +94,20 @@ def sent(served):
 
 def test_answers_are_those_of_the_predictor(served, sent, predictor):
   predictor.set_image(asked.picture(), 'a.png')
-  box, point = [5, 6, 40.5, 30], [20, 30]
+  box, points = [5, 6, 40.5, 30], [[20, 30], [40, 6]]
   for path, question, expected in (
     ('narrate', {}, [predictor.narrate()]),
     (
       'caption_at',
-      {'boxes': [box], 'points': [[point]]},
-      predictor.caption_at([box], [[point]]),
+      {'boxes': [box], 'points': [points]},
+      predictor.caption_at([box], [points]),
     ),
     (
       'segment',
       {'expressions': ['a red ring']},
       predictor.segment(['a red ring']),
     ),
-    ('dense_caption', {'max': 2}, predictor.dense_caption(max=2)),
+    ('dense_caption', {'threshold': 0}, predictor.dense_caption()),
   ):
     status, found = served.asks(f'{sent}/{path}', question)
     assert status == 200, found
@@ -278,7 +287,7 @@ def downloaded(page, name):
   return download.value.path().read_bytes()
 
 
-def test_a_narrative_in_the_browser(page, predictor):
+def test_a_narrative_in_the_browser(page, served, predictor):
   narrate = page.get_by_role('button', name='Narrate')
   assert narrate.is_disabled()
   choose(page, png(asked.picture()))
@@ -310,6 +319,9 @@ def test_a_narrative_in_the_browser(page, predictor):
 
   found = json.loads(downloaded(page, 'Download JSON'))
   assert found == [expected.to_json()]
+  # An image that the server has forgotten is sent again.
+  for seed in range(1, server_lib._MAX_IMAGES + 1):
+    served.asks('/api/images', png(asked.picture(seed)))
   assert Image.open(io.BytesIO(downloaded(page, 'Download PNG'))).width >= 800
 
 
@@ -334,6 +346,7 @@ def test_parts_in_the_browser(page):
     page.get_by_label(name, exact=True).fill(str(value))
   page.keyboard.press('Enter')
   status(page, 'the size of a.png')
+  assert page.locator('#picture').bounding_box() == at
   page.get_by_label('bottom').fill('40')
   page.keyboard.press('Enter')
   status(page, 'Caption of the box: answered')
@@ -353,8 +366,14 @@ def test_parts_in_the_browser(page):
 
 
 def test_words_and_things_in_the_browser(page):
-  choose(page, png(asked.picture()))
-  status(page, '90 × 60')
+  file = io.BytesIO()
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Lies on its side.
+  Image.fromarray(asked.picture()).save(file, 'JPEG', exif=exif)
+  choose(page, file.getvalue(), 'b.jpg')
+  status(page, '60 × 90')
+  size = 'x => [x.naturalWidth, x.naturalHeight]'
+  assert page.locator('#image').evaluate(size) == [60, 90]
   page.get_by_role('button', name='Find its box').click()
   status(page, 'Write first what to find')
   text = page.get_by_label('Find by words')
@@ -403,3 +422,26 @@ def test_what_the_model_lacks_is_disabled_with_the_reason(browser, tmp_path):
   finally:
     page.close()
     serving.end()
+
+
+def test_the_verb_serves_until_it_is_interrupted(folder):
+  process = subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'pixel_llm', 'app'),
+      *('--workdir', folder, '--port', '0'),
+    ],
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+  )
+  try:
+    port = int(process.stdout.readline().split()[0].rsplit(':', 1)[1])
+    connection = http.client.HTTPConnection('127.0.0.1', port)
+    connection.request('GET', '/')
+    assert b'app.js' in connection.getresponse().read()
+    connection.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+  finally:
+    process.kill()
+    process.communicate()

@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
+import sys
+
 import pytest
 
 from pixel_llm import exits, main
@@ -53,3 +55,11 @@ def test_help_says_the_exit_codes(capsys):
   said = ' '.join(capsys.readouterr().out.split())
   assert f'{exits.PREEMPTED} stopped by a signal' in said
   assert f'{exits.STALLED} stood still' in said
+
+
+def test_app_without_its_extra_is_told(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'uvicorn', None)
+  monkeypatch.delitem(sys.modules, 'pixel_llm.app.server', raising=False)
+  monkeypatch.delattr('pixel_llm.app.server', raising=False)
+  assert main.main(['app', '--workdir', 'x']) == exits.FAILED
+  assert "pip install 'pixel-llm[app]'" in capsys.readouterr().err

@@ -175,14 +175,13 @@ def create(predictor: Predictor, host: str = '127.0.0.1') -> Starlette:
     code = pictures.LINK + 'export {link};'
     return Response(code, media_type='text/javascript')
 
-  post = {'methods': ['POST']}
   return Starlette(
     routes=[
       Route('/api/model', model),
-      Route('/api/images', images, **post),
-      Route('/api/images/{id}/picture', picture, **post),
-      Route('/api/images/{id}/overlay', overlay, **post),
-      Route('/api/images/{id}/{kind}', ask, **post),
+      Route('/api/images', images, methods=['POST']),
+      Route('/api/images/{id}/picture', picture, methods=['POST']),
+      Route('/api/images/{id}/overlay', overlay, methods=['POST']),
+      Route('/api/images/{id}/{kind}', ask, methods=['POST']),
       Route('/pictures.css', style),
       Route('/pictures.js', script),
       Mount(

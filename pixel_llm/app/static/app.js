@@ -93,8 +93,7 @@ function choose(file) {
 }
 
 function ask(kind, question, what) {
-  // One question at a time; a second click is no second question.
-  if (!image || running) return;
+  if (!image) return;
   const asked = image;
   run(`${what} …`, async current => {
     const response = await about(asked, kind, question);
@@ -113,6 +112,7 @@ async function show(found) {
     ? await (await about(image, 'overlay', found)).json()
     : { marks: '', text: '' };
   answers = found;
+  $('draft').innerHTML = '';
   // A new stage, without what the last answers listened to.
   const stage = document.querySelector('.stage');
   const fresh = stage.cloneNode(false);
