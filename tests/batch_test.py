@@ -43,6 +43,8 @@ def test_table_is_the_shapes():
     'box_weights': (2, 3),
     'masks': (2, 3, 8, 8),
     'mask_weights': (2, 3),
+    'presence': (2, 3),
+    'presence_weights': (2, 3),
     'objects': (2, 6, 4),
     'object_weights': (2, 6),
     'detection_weights': (2,),

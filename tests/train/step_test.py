@@ -40,25 +40,27 @@ def test_a_mixed_batch_costs_what_its_parts_cost(loss):
   batch = tiny.random_batch()
   # Two examples each of tasks that only speak, point, draw masks, detect.
   parts = {
-    'decoder_loss_weights': ('word_loss',),
-    'point_weights': ('point_l1',),
-    'mask_weights': ('mask_focal', 'mask_dice', 'mask_iou_error'),
-    'detection_weights': (
+    ('decoder_loss_weights',): ('word_loss',),
+    ('point_weights', 'presence_weights'): ('point_l1', 'presence_loss'),
+    ('mask_weights',): ('mask_focal', 'mask_dice', 'mask_iou_error'),
+    ('detection_weights',): (
       'center_loss',
       'side_loss',
       'thing_loss',
       'move_loss',
     ),
   }
-  for i, name in enumerate(parts):
-    weights = getattr(batch, name).copy()
-    weights[: 2 * i] = weights[2 * i + 2 :] = 0
-    batch = batch.replace(**{name: weights})
+  for i, names in enumerate(parts):
+    for name in names:
+      weights = getattr(batch, name).copy()
+      weights[: 2 * i] = weights[2 * i + 2 :] = 0
+      batch = batch.replace(**{name: weights})
   whole = loss(batch)
   config = experiment.LossConfig()
   weighted = {
     'word_loss': 1,
     'point_l1': config.point_weight,
+    'presence_loss': config.presence_weight,
     'mask_focal': config.focal_weight,
     'mask_dice': config.dice_weight,
     'mask_iou_error': config.mask_iou_weight,
@@ -72,10 +74,10 @@ def test_a_mixed_batch_costs_what_its_parts_cost(loss):
     sum(w * whole[name] for name, w in weighted.items()),
     rtol=1e-5,
   )
-  for i, name in enumerate(parts):
+  for i, (name, own) in enumerate(parts.items()):
     part = loss(rows(batch, [2 * i, 2 * i + 1] * 4))
     for metric in weighted:
-      if metric in parts[name]:
+      if metric in own:
         assert part[metric] > 0
         np.testing.assert_allclose(
           part[metric], whole[metric], rtol=1e-4, err_msg=metric
@@ -185,7 +187,12 @@ def test_microbatches_learn_what_the_batch_learns(network):
   # The boxes that the second stage of the detector learns from are drawn.
   config = experiment.LossConfig(thing_weight=0.0, move_weight=0.0)
   for i, name in enumerate(
-    ('decoder_loss_weights', 'point_weights', 'mask_weights')
+    (
+      'decoder_loss_weights',
+      'point_weights',
+      'mask_weights',
+      'presence_weights',
+    )
   ):
     weights = getattr(batch, name).copy()
     weights[: 2 * i] = weights[2 * i + 3 :] = 0
