@@ -87,7 +87,9 @@ def test_a_mask_is_of_the_file(predictor):
   (found,) = predictor.segment(['a red ring'])
   pixels = masks.decode(found.mask_orig, (61, 97))
   assert pixels.shape == (61, 97)
-  assert found.box_orig == predictor.refer(['a red ring'])[0].box_orig
+  # Of another program than the same box alone, so not to the last bit.
+  box = predictor.refer(['a red ring'])[0].box_orig
+  np.testing.assert_allclose(found.box_orig, box, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
