@@ -360,6 +360,12 @@ def _add_asking(verb: _Verb) -> None:
     )
     add('--out', help='a .png or .html, or a folder for one an image')
     add('--png', action='store_true', help='PNG instead of HTML in that folder')
+    add(
+      '--truth',
+      metavar='FILE',
+      help='what should be answered, in lines as --jsonl writes them, for '
+      'pictures to show beside it',
+    )
     if name not in finds:
       _add_decoding(sub)
 

@@ -57,6 +57,11 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
   images = find_images(args.image)
   pictures = _picture_paths(args.out, args.png, images)
   ids = _image_ids(args.image_ids, images) if args.coco else {}
+  truths: dict[str, list] = {}
+  if args.truth:
+    if not args.out:
+      raise ValueError('--truth is shown in pictures: expected --out too.')
+    truths = _truths(args.truth, images)
   for path in filter(None, (args.jsonl, args.coco)):
     if os.path.isdir(path):
       raise ValueError(f'{path}: expected a file, found a folder.')
@@ -108,7 +113,9 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
           for p in found:
             print(to_json(p.to_json()) if args.json else _line(path, p))
         if args.out:
-          pictures_lib.save(pictures[path], image_lib.load(path), found)
+          pictures_lib.save(
+            pictures[path], image_lib.load(path), found, truths.get(path)
+          )
         if args.coco:
           results[path] = [coco_result(p, ids[path]) for p in found]
         if log is not None:
@@ -309,6 +316,36 @@ def _image_ids(
   return ids
 
 
+def _truths(path: str, images: dict[str, str]) -> dict[str, list]:
+  """Of each image that the file has what should be answered about it.
+
+  Raises:
+    ValueError: a line is no truth, or none is of any of the images.
+  """
+  from pixel_llm.prediction import Prediction
+
+  found: dict[str, list] = {}
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, 1):
+      try:
+        row = json.loads(line)
+        answers = [Prediction.from_json(a) for a in row['answers']]
+        found.setdefault(str(row['image']), []).extend(answers)
+      except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(
+          f'{path}:{number}: expected a line as --jsonl writes it, of an image '
+          f'and its answers, found {line[:60]!r}: {e}.'
+        ) from e
+  result = {}
+  for image, name in images.items():
+    names = [n for n in (image, name, os.path.basename(name)) if n in found]
+    if names:
+      result[image] = found[names[0]]
+  if not result:
+    raise ValueError(f'{path}: no truth of any image that is asked about.')
+  return result
+
+
 def _id_of_name(name: str) -> int | str:
   """The number of `000000391895.jpg` or `COCO_val2014_000000391895.jpg`."""
   last = os.path.splitext(name)[0].rpartition('_')[2]
@@ -387,7 +424,7 @@ def _line(path: str, p) -> str:
     return f'{path}: {p.text}'
   sure = '' if p.confidence is None else f' ({p.confidence:.2f})'
   box = ', '.join(f'{v:.1f}' for v in p.box_orig)
-  where = 'not there' if p.is_absent else box
+  where = 'not there' if p.there is False else box
   return f'{path}: {p.prompt or p.text}: {where}{sure}'
 
 

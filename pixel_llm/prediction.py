@@ -21,7 +21,8 @@ Kind: TypeAlias = Literal[
 ]
 # Questions whose answer has a box, or none if the thing is not there.
 FINDS = ('refer', 'segment')
-# From this confidence on what was asked for is taken to be there.
+# From this confidence on what was asked for is taken to be there, where no
+# evaluation has found a better one.
 THERE = 0.5
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -87,6 +88,8 @@ class Prediction:
     confidence: in [0, 1], None where the network has no say: of refer and
       segment the probability that it is there, of dense_caption that there is a
       thing, of a text the geometric mean of its tokens' probabilities.
+    there: whether what refer and segment asked for is taken to be in the image;
+      None where the network has no say.
   """
 
   kind: Kind
@@ -101,15 +104,7 @@ class Prediction:
   prompt_points_orig: tuple[Point, ...] = ()
   mask_orig: bytes | None = None
   confidence: float | None = None
-
-  @property
-  def is_absent(self) -> bool:
-    """Whether what was asked for is taken not to be in the image."""
-    return (
-      self.kind in FINDS
-      and self.confidence is not None
-      and self.confidence < THERE
-    )
+  there: bool | None = None
 
   def __post_init__(self) -> None:
     if self.kind not in get_args(Kind):
@@ -157,6 +152,7 @@ class Prediction:
       'confidence': None
       if self.confidence is None
       else _round(self.confidence, 4, 'confidence'),
+      'there': self.there,
       'prompt': self.prompt,
       'prompt_box': _pixels(self.prompt_box_orig, 'prompt_box'),
       'prompt_points': [
@@ -209,6 +205,11 @@ class Prediction:
       _field(size, 'width', int, 'image_size.'),
     )
     confidence, mask = row.get('confidence'), row.get('mask')
+    there = row.get('there')
+    if not (there is None or isinstance(there, bool)):
+      raise ValueError(
+        f'prediction there: expected true, false or null, got {there!r}.'
+      )
     return cls(
       kind=_field(row, 'kind', object),
       image=_field(row, 'image', str),
@@ -226,6 +227,7 @@ class Prediction:
       confidence=None
       if confidence is None
       else _number(confidence, 'confidence'),
+      there=there,
     )
 
 

@@ -8,29 +8,22 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import json
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from flax import linen as nn
-from flax import traverse_util
 
 from pixel_llm import batch as batch_lib
-from pixel_llm import compiled, geometry, sharding, tasks
+from pixel_llm import compiled, geometry, loading, places, sharding, tasks
 from pixel_llm import config as config_lib
 from pixel_llm import example as example_lib
 from pixel_llm import image as image_lib
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.checkpoints import initialization, mapping
-from pixel_llm.checkpoints import tensors as tensors_lib
-from pixel_llm.checkpoints.formats import detection, orbax
 from pixel_llm.model import decoding as decoding_lib
 from pixel_llm.model import pixel_llm
-from pixel_llm.prediction import Box, Kind, Point, Prediction
+from pixel_llm.prediction import THERE, Box, Kind, Point, Prediction
 from pixel_llm.tasks import answer
 from pixel_llm.tasks import task as task_lib
 
@@ -102,6 +95,8 @@ class Predictor:
     prompt_points: points that prompts had room for in training, by task.
     devices: that share the images of a batch; None takes the first.
     step: of training.
+    thresholds: of refer and segment, the confidence from which on a thing is
+      taken to be in the image; `prediction.THERE` where there is none.
   """
 
   def __init__(
@@ -114,7 +109,9 @@ class Predictor:
     prompt_points: dict[str, int] | None = None,
     devices: Sequence[Any] | None = None,
     step: int | None = None,
+    thresholds: dict[str, float] | None = None,
   ):
+    self._thresholds = thresholds or {}
     self._model, self._params, self._vocabulary = model, params, vocabulary
     self._image_size, self._decoding = image_size, decoding
     self._prompt_points = prompt_points or {}
@@ -201,7 +198,7 @@ class Predictor:
         checkpoint's.
     """
     root = epath.Path(workdir)
-    values = _read_config(root / 'config.json')
+    values = loading.read_config(root / 'config.json')
     compiled.keep_beside(workdir)
     model_config = config_lib.from_dict(
       pixel_llm.ModelConfig, values['model'], 'model'
@@ -227,7 +224,7 @@ class Predictor:
       str(root / 'spiece.model'), data['extra_ids']
     )
     model = pixel_llm.PixelLLM(model_config)
-    params, step = _restore(
+    params, step = loading.restore(
       workdir, model, data['image'], data['points'], vocabulary, _mesh(devices)
     )
     return cls(
@@ -236,9 +233,10 @@ class Predictor:
       vocabulary,
       data['image'],
       decoding,
-      _points_by_task(shapes),
+      loading.points_by_task(shapes, _TASKS),
       devices,
       step,
+      loading.thresholds(root / 'metrics.json', step),
     )
 
   def lacks(self, kind: Kind) -> str | None:
@@ -296,8 +294,10 @@ class Predictor:
   def refer(self, expressions: Sequence[str]) -> list[Prediction]:
     """The box of each referring expression.
 
-    `confidence` is the probability that it is in the image at all, None where
-    the network has no presence head.
+    `confidence` is the probability that it is in the image at all, and `there`
+    whether that is enough, by the threshold that the last evaluation of the
+    run found (0.5 before the first); both are None where the network has no
+    presence head.
 
     Raises:
       ValueError: an expression is empty, too long, or no text.
@@ -586,6 +586,7 @@ class Predictor:
           size_orig=fit.original,
           output=jax.tree.map(lambda x, at=(i, j): x[at], output),
           canvas=self._image_size,
+          threshold=self._thresholds.get(task.name, THERE),
         )
         for j, region in enumerate(own)
       ]
@@ -642,31 +643,14 @@ def _clicks(region: example_lib.Region) -> int:
   return 0 if region.points is None else len(region.points)
 
 
-def _places(
-  boxes_orig: Iterable[Box] = (),
-  points_orig: Iterable[Point | Sequence[Point]] = (),
-  masks: Iterable[np.ndarray] = (),
-) -> _Ask:
-  boxes = [tuple(map(float, box)) for box in boxes_orig]
-  points = [np.asarray(p, np.float32) for p in points_orig]
-  masks = [np.asarray(mask) for mask in masks]
-  for box in boxes:
-    if len(box) != 4:
-      raise ValueError(f'box {box}: expected x0, y0, x1, y1.')
-  for at in points:
-    if at.size == 0 or at.size % 2 or at.ndim > 2 or at.shape[-1] != 2:
-      raise ValueError(f'point {at.tolist()}: expected x, y or a list of them.')
+def _places(**given: Any) -> _Ask:
+  of = places.places(**given)
 
   def ask(seen: _Seen) -> list[_Regions | ValueError]:
     result: list[_Regions | ValueError] = []
     for name, fit in zip(seen.names, seen.fits, strict=True):
       try:
-        regions = [
-          *(_at_box(box, fit, name) for box in boxes),
-          *(_at_points(at.reshape(-1, 2), fit, name) for at in points),
-          *(_at_box(_mask_box(m, fit, name), fit, name) for m in masks),
-        ]
-        result.append((regions, None))
+        result.append((of(name, fit), None))
       except ValueError as e:
         result.append(e)
     return result
@@ -674,162 +658,5 @@ def _places(
   return ask
 
 
-def _at_box(
-  box: Sequence[float], fit: geometry.Fit, name: str
-) -> example_lib.Region:
-  x0, y0, x1, y1 = box
-  height, width = fit.original
-  if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-    raise ValueError(
-      f'box {x0:g},{y0:g},{x1:g},{y1:g}: expected x0,y0,x1,y1 in pixels with '
-      f'0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, the size of '
-      f'{name}.'
-    )
-  normalized = fit.from_orig(np.asarray(box, np.float32))
-  return example_lib.Region('', '', box=normalized)
-
-
-def _at_points(
-  points: np.ndarray, fit: geometry.Fit, name: str
-) -> example_lib.Region:
-  height, width = fit.original
-  for x, y in points.tolist():
-    if not (0 <= x <= width and 0 <= y <= height):
-      raise ValueError(
-        f'point {x:g},{y:g}: expected x,y in pixels with 0 <= x <= {width} and '
-        f'0 <= y <= {height}, the size of {name}.'
-      )
-  return example_lib.Region('', '', points=fit.from_orig(points))
-
-
-def _mask_box(
-  mask: np.ndarray, fit: geometry.Fit, name: str
-) -> tuple[float, float, float, float]:
-  if mask.shape != fit.original:
-    raise ValueError(
-      f'mask: expected [height, width] of {list(fit.original)}, the size of '
-      f'{name}, got {list(mask.shape)}.'
-    )
-  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-  if not len(rows):
-    raise ValueError('mask: expected a pixel that is not zero, got none.')
-  x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-  return float(x0), float(y0), float(x1), float(y1)
-
-
 def _padded(count: int, smallest: int = _SMALLEST) -> int:
   return max(smallest, 1 << (count - 1).bit_length())
-
-
-def _points_by_task(shapes: dict[str, Any]) -> dict[str, int]:
-  """What `eval.tasks`, called `<dataset>_<task>`, has for prompts' points."""
-  found: dict[str, int] = {}
-  for name, shape in shapes.items():
-    ends = [t for t in _TASKS if name.endswith(t)]
-    if ends:
-      task = max(ends, key=len)
-      points = shape.get('prompt_points', 0)
-      found[task] = max(found.get(task, 0), points)
-  # Its captions are learned as those of boxes.
-  found.setdefault('dense_caption', found.get('caption_at', 0))
-  return found
-
-
-def _restore(
-  workdir: str,
-  model: pixel_llm.PixelLLM,
-  image: int,
-  points: int,
-  vocabulary: vocabulary_lib.Vocabulary,
-  mesh: jax.sharding.Mesh,
-) -> tuple[Any, int | None]:
-  """The parameters, on every device of the mesh, and their step."""
-  one = batch_lib.BatchSizes(
-    batch=1,
-    image=image,
-    regions=1,
-    context=2,
-    length=2,
-    points=points,
-    objects=1,
-  )
-  shapes = nn.unbox(
-    jax.eval_shape(
-      lambda key: model.init(key, batch_lib.Batch.zeros(one))['params'],
-      jax.random.key(0),
-    )
-  )
-  everywhere = sharding.replicated(mesh)
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-    shapes,
-  )
-  if '://' in workdir:
-    # Orbax, which alone reads buckets here, takes longer to import than most
-    # models to load.
-    from pixel_llm.checkpoints import manager
-
-    checkpoints = epath.Path(workdir) / 'checkpoints'
-    with manager.CheckpointManager(checkpoints, read_only=True) as reader:
-      step = reader.latest_step()
-      _check_vocabulary(vocabulary, reader.metadata(step), workdir)
-      return reader.restore_params(abstract, step), step
-  root = pathlib.Path(workdir)
-  checkpoints = root / 'checkpoints'
-  source = orbax.newest(checkpoints) if checkpoints.is_dir() else root
-  if source is None:
-    raise FileNotFoundError(f'{checkpoints}: no checkpoint there yet.')
-  step = None
-  metadata = source / 'metadata' / 'metadata'
-  if metadata.is_file():
-    with tensors_lib.damaged(metadata, 'JSON'):
-      found = json.loads(metadata.read_bytes())
-    _check_vocabulary(vocabulary, found, str(source))
-    step = found.get('step')
-  tensors = tensors_lib.parameters(detection.open_tensors(source)[1])
-  leaves: Any = traverse_util.flatten_dict(abstract, sep='/')
-  report = mapping.compare(tensors, {n: x.shape for n, x in leaves.items()})
-  if report:
-    raise mapping.MappingError(
-      f'{source} does not fit config.json beside it: {report}'
-    )
-  tensors = {
-    n: mapping.cast({n: t}, leaves[n].dtype)[n] for n, t in tensors.items()
-  }
-  return initialization.place(tensors, abstract), step
-
-
-def _check_vocabulary(
-  vocabulary: vocabulary_lib.Vocabulary, metadata: dict[str, Any], source: str
-) -> None:
-  digest = metadata.get('vocabulary')
-  if digest is not None and digest != vocabulary.digest:
-    raise config_lib.ConfigError(
-      f'{vocabulary.path}: SHA-256 {vocabulary.digest[:12]}, but {source} was '
-      f'trained with {digest[:12]}.'
-    )
-
-
-def _read_config(path: epath.Path) -> dict[str, Any]:
-  """The run's config; the parts that training alone needs are not looked at."""
-  if not path.exists():
-    raise FileNotFoundError(
-      f'{path}: no such file; expected a --workdir that `pixel-llm train` or '
-      '`pixel-llm export --format safetensors` has written.'
-    )
-  try:
-    values = json.loads(path.read_text())
-    needed = [
-      values['model'],
-      values['data']['image'],
-      values['data']['points'],
-      values['data']['extra_ids'],
-      values['eval']['decoding'],
-      values['eval']['tasks'],
-    ]
-    del needed
-  except (json.JSONDecodeError, KeyError, TypeError) as e:
-    raise config_lib.ConfigError(
-      f'{path}: not the config of a run ({e!r}).'
-    ) from e
-  return values

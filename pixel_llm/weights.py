@@ -211,6 +211,9 @@ def export_weights(
       safetensors.write(part / 'model.safetensors', given, {'format': 'np'})
       for name in ('config.json', 'spiece.model'):
         shutil.copy(run / name, part / name)
+      # What its evaluation found: predictors take their threshold from it.
+      if (run / 'metrics.json').is_file():
+        shutil.copy(run / 'metrics.json', part / 'metrics.json')
     elif target == 'huggingface':
       assert config is not None
       _write_hugging_face(part, pathlib.Path(source), given, config)

@@ -140,6 +140,15 @@ NOWHERE = ['--workdir', '/nowhere/at/all']
       ['narrate', 'a.png', '--coco', 'o', '--image-ids', 'file'],
       'file: expected JSON of file names and ids',
     ),
+    (['narrate', 'a.png', '--truth', 'ids'], 'expected --out too'),
+    (
+      ['narrate', 'a.png', '--out', 'o', '--truth', 'file'],
+      'file:1: expected a line as --jsonl writes it',
+    ),
+    (
+      ['narrate', 'a.png', '--out', 'o', '--truth', 'other'],
+      'other: no truth of any image',
+    ),
   ],
 )
 def test_what_cannot_work_is_said_before_a_model_is_loaded(
@@ -149,6 +158,7 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(
   (tmp_path / 'sub').mkdir()
   (tmp_path / 'file').write_text('x')
   (tmp_path / 'ids').write_text('{"b.png": 3}')
+  (tmp_path / 'other').write_text('{"image": "b.png", "answers": []}')
   for name in ('a.png', 'b.png', 'sub/a.png'):
     Image.fromarray(asked.picture()).save(tmp_path / name)
   assert main.main([*arguments, *NOWHERE]) == 1
@@ -183,6 +193,15 @@ def test_coco_reads_captions_and_boxes_apart():
     'segmentation': {'size': [4, 6], 'counts': mask.decode()},
     'expression': 'ring',
   }
+
+
+def test_truth_is_found_by_the_names_of_images(tmp_path):
+  said = Prediction('narrate', 'x', (4, 6), 'a dog')
+  path = tmp_path / 'truth.jsonl'
+  rows = [{'image': n, 'answers': [said.to_json()]} for n in ('a.png', 'z.png')]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  images = {'x/a.png': 'a.png', 'x/b.png': 'b.png'}
+  assert asking._truths(str(path), images) == {'x/a.png': [said]}
 
 
 def test_a_mask_is_what_is_not_zero_nor_transparent(tmp_path):

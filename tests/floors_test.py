@@ -38,7 +38,9 @@ ALLOWED = {
   'tasks': FLOOR_0 | {'model', 'metrics', 'checkpoints', 'tasks'},
 }
 ALLOWED['data'] = ALLOWED['tasks'] | {'data'}
-ALLOWED['predictor'] = ALLOWED['tasks']
+ALLOWED['places'] = FLOOR_0
+ALLOWED['loading'] = ALLOWED['tasks']
+ALLOWED['predictor'] = ALLOWED['tasks'] | {'loading', 'places'}
 ALLOWED['weights'] = ALLOWED['tasks']
 ALLOWED['exported'] = FLOOR_0 | {'checkpoints'}
 ALLOWED['savedmodel'] = FLOOR_0 | {'exported'}

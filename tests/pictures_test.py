@@ -326,6 +326,7 @@ def segmented(confidence=0.9):
   return Prediction(
     'segment', 'a.jpg', (60, 100), prompt='a ring', box_orig=(20, 10, 60, 40),
     mask_orig=masks.encode(inside), confidence=confidence,
+    there=confidence >= 0.5,
   )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ def test_a_word_without_points_has_no_place():
 def test_json_names_its_keys_and_keeps_xy_apart():
   row = NARRATIVE.to_json()
   assert list(row) == [
-    'kind', 'image', 'image_size', 'text', 'score', 'confidence', 'prompt',
-    'prompt_box', 'prompt_points', 'box', 'mask', 'words',
+    'kind', 'image', 'image_size', 'text', 'score', 'confidence', 'there',
+    'prompt', 'prompt_box', 'prompt_points', 'box', 'mask', 'words',
   ]  # fmt: skip
   assert row['image_size'] == {'width': 640, 'height': 480}
   assert row['words'][1] == {
@@ -77,6 +77,7 @@ MASK = masks.encode(np.eye(3, 4))
     prompt_points_orig=st.lists(points, max_size=3).map(tuple),
     mask_orig=st.sampled_from([None, MASK]),
     confidence=st.none() | st.integers(0, 10000).map(lambda i: i / 10000),
+    there=st.none() | st.booleans(),
     text=st.text(),
     words=st.lists(
       st.builds(
@@ -121,6 +122,7 @@ def test_the_schema_is_one_and_refuses_what_is_none():
   for change in (
     {'kind': 'guess'},
     {'confidence': 1.5},
+    {'there': 'no'},
     {'box': [1, 2, 3]},
     {'mask': {'size': [1, 2], 'counts': 'a b'}},
     {'extra': 1},
@@ -130,14 +132,6 @@ def test_the_schema_is_one_and_refuses_what_is_none():
     assert not validator(SCHEMA).is_valid(
       {k: good[k] for k in good if k != key}
     )
-
-
-def test_what_is_unlikely_is_not_there():
-  thing = Prediction('refer', 'x', (3, 4), confidence=0.49)
-  assert thing.is_absent
-  assert not Prediction('refer', 'x', (3, 4), confidence=0.5).is_absent
-  assert not Prediction('refer', 'x', (3, 4)).is_absent
-  assert not Prediction('narrate', 'x', (3, 4), confidence=0.1).is_absent
 
 
 def test_a_mask_of_another_size_or_form_is_refused():

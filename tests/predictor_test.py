@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import io
+import json
 
 import asked
 import jax
@@ -12,6 +14,7 @@ from PIL import Image
 from pixel_llm import image as image_lib
 from pixel_llm import masks, weights
 from pixel_llm.checkpoints import mapping
+from pixel_llm.model import presence
 from pixel_llm.predictor import Predictor
 
 
@@ -80,6 +83,28 @@ def test_all_things_have_boxes_captions_and_scores(predictor):
     predictor.dense_caption(threshold=scores[1]),
     [p for p in things if p.confidence >= scores[1]],
   )
+
+
+def test_what_is_there_is_as_the_evaluation_of_the_run_found(tmp_path):
+  config = dataclasses.replace(
+    tiny.full_config(), presence=presence.PresenceConfig(hidden_dim=8)
+  )
+  folder = asked.make(tmp_path / 'run', config)
+
+  def ask():
+    predictor = Predictor.from_workdir(str(folder))
+    predictor.set_image(asked.picture())
+    return predictor.refer(['a red ring'])[0]
+
+  found = ask()
+  assert 0 < found.confidence < 1
+  assert found.there is (found.confidence >= 0.5)
+  for threshold in (found.confidence - 0.01, found.confidence + 0.01):
+    metrics = {'step': 3, 'refer/presence_threshold': threshold}
+    (folder / 'metrics.json').write_text(json.dumps(metrics))
+    assert ask().there is (found.confidence >= threshold)
+  (folder / 'metrics.json').write_text('[')
+  assert ask().there is found.there
 
 
 def test_a_mask_is_of_the_file(predictor):

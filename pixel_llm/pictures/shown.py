@@ -31,7 +31,9 @@ def box(prediction: Prediction) -> Box | None:
   box = prediction.box_orig
   if prediction.kind == 'caption_at':
     box = prediction.prompt_box_orig
-  if box is None or not all(map(math.isfinite, box)) or prediction.is_absent:
+  if box is None or prediction.there is False:
+    return None
+  if not all(map(math.isfinite, box)):
     return None
   return _ordered(box)
 
@@ -52,7 +54,7 @@ def caption(prediction: Prediction) -> str:
   """What is said of it, and that it is not there."""
   if prediction.kind not in FINDS:
     return prediction.text
-  missing = ' (not there)' if prediction.is_absent else ''
+  missing = ' (not there)' if prediction.there is False else ''
   return f'{prediction.prompt}{missing}'
 
 
@@ -120,7 +122,7 @@ def outlines(prediction: Prediction) -> list[np.ndarray]:
   Holes have outlines of their own: what is inside an odd number of them is
   inside the mask.
   """
-  if prediction.mask_orig is None or prediction.is_absent:
+  if prediction.mask_orig is None or prediction.there is False:
     return []
   pixels = masks.decode(prediction.mask_orig, prediction.size_orig)
   height, width = pixels.shape

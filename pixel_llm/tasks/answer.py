@@ -13,7 +13,7 @@ from pixel_llm import batch as batch_lib
 from pixel_llm import example as example_lib
 from pixel_llm import geometry, masks
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.prediction import Box, Kind, Prediction, Word
+from pixel_llm.prediction import THERE, Box, Kind, Prediction, Word
 from pixel_llm.tasks import task as task_lib
 
 
@@ -27,6 +27,7 @@ def prediction(
   size_orig: tuple[int, int],
   placed: np.ndarray | None = None,
   canvas: int | None = None,
+  threshold: float = THERE,
 ) -> Prediction:
   """The one place where normalized outputs become pixels of the original file.
 
@@ -41,6 +42,7 @@ def prediction(
     placed: [L] bool, tokens that have a place; None: all that the task
       places.
     canvas: side of the network's padded input, pixels; masks need it.
+    threshold: confidence from which on a thing is taken to be there.
 
   Returns: words with their points for a written answer; a box, and a mask, for
     a read one.
@@ -55,6 +57,9 @@ def prediction(
     drawn = None
     if output.mask_logits is not None and canvas is not None:
       drawn = mask(np.asarray(output.mask_logits), size_orig, canvas)
+    sure = None
+    if output.presence is not None:
+      sure = _sigmoid(float(output.presence))
     return Prediction(
       kind=cast(Kind, task.name),
       image=image,
@@ -63,9 +68,8 @@ def prediction(
       box_orig=_box(box),
       score=float(output.scores),
       mask_orig=drawn,
-      confidence=None
-      if output.presence is None
-      else _sigmoid(float(output.presence)),
+      confidence=sure,
+      there=None if sure is None else sure >= threshold,
     )
   if placed is None:
     placed = np.full(tokens.shape, task.point_weight > 0)

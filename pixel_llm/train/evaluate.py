@@ -621,9 +621,7 @@ def _row(
     'answer': _json(answers),
     'truth': _json(
       lambda: [
-        _truth(shown, region, row, sizes)
-        for region, row in zip(regions, rows)
-        if not region.absent
+        _truth(shown, region, row, sizes) for region, row in zip(regions, rows)
       ]
     ),
   }
@@ -643,6 +641,8 @@ def _truth(
     scores=0.0,
   )
   made = shown(region, output=output, placed=row['point_weights'] > 0)
+  if region.absent:
+    return dataclasses.replace(made, box_orig=None, there=False)
   return dataclasses.replace(made, mask_orig=region.mask)
 
 

@@ -100,10 +100,13 @@ function ask(kind, question, what) {
     const found = await response.json();
     if (!current()) return;
     await show(found);
-    const sure = found.length === 1 && found[0].confidence !== null
-      ? ` Confidence ${found[0].confidence.toFixed(2)}.` : '';
-    tell(`${what}: ${found.length === 1 ? 'answered' : `${found.length} found`
-    }.${sure}`);
+    const one = found.length === 1 ? found[0] : null;
+    const sure = one && one.confidence !== null
+      ? ` Confidence ${one.confidence.toFixed(2)}.` : '';
+    const said = one
+      ? (one.there === false ? 'not there' : 'answered')
+      : `${found.length} found`;
+    tell(`${what}: ${said}.${sure}`);
   });
 }
 
