@@ -20,6 +20,7 @@ demo: $(VENV)/.installed
 # The same for all capabilities; an hour.
 demo-joint: RUN := runs/demo_joint
 demo-joint: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[metrics]'
 	$(BIN)/pixel-llm scenes --out $(SCENES) --seed 0 --train 8000 --val 200
 	sh data/scenes.sh $(SCENES) $(RECORDS) $(BIN)/pixel-llm
 	for split in train val; do $(BIN)/pixel-llm build jsonl --split $$split \

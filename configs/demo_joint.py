@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       'narratives': dict(
         mixture='scenes_narrate',
-        rate=1.0,
+        rate=2.0,
         batch=24,
         regions=2,
         context=6,
@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       'expressions': dict(
         mixture='scenes_expressions_segment',
-        rate=1.5,
+        rate=4.0,
         batch=24,
         regions=6,
         context=16,
@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.targets = (
       'narrate/point_l1 <= 0.05',
       'refer/p_at_0.5 >= 0.85',
-      'refer/presence_auroc >= 0.9',
+      'refer/not_there_auroc >= 0.9',
       'segment/ciou >= 0.7',
       'dense_caption/map >= 0.35',
       'dense_caption/detection_map >= 0.6',
@@ -74,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.loss.focal_weight = 5.0
     config.optimizer.ema = 0.998
-    config.loop.steps = 7000
+    config.loop.steps = 5000
     config.loop.log_every = 100
     config.loop.checkpoint_every = 500
   return config
