@@ -62,13 +62,15 @@ td.soft { color: var(--soft); }
   stroke-linejoin: round; }
 .chart .at { fill: #3b82f6; stroke: var(--paper); stroke-width: 1.5;
   visibility: hidden; }
+.chart .ideal { stroke: var(--soft); stroke-dasharray: 4 4; }
+.chart .bin { fill: #3b82f6; fill-opacity: .75; }
 .chart output { color: var(--soft); float: right; }
 pre { margin: 0; white-space: pre-wrap; font-size: .82rem; }
 summary { color: var(--soft); cursor: pointer; }
 """
 
 _SCRIPT = """
-for (const chart of document.querySelectorAll('.chart')) {
+for (const chart of document.querySelectorAll('.chart:has(.at)')) {
   const svg = chart.querySelector('svg');
   const dot = chart.querySelector('.at');
   const output = chart.querySelector('output');
@@ -115,6 +117,7 @@ def write_report(
   targets: Mapping[str, Target] | None = None,
   sections: Sequence[Section] = (),
   curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+  reliability: Mapping[str, Sequence[tuple[float, float, int]]] | None = None,
   facts: Mapping[str, str] | None = None,
 ) -> None:
   """Writes the report, whole or not at all.
@@ -130,6 +133,8 @@ def write_report(
     sections: pictures, in order.
     curves: name -> (step, value) in order of step; values that are not finite
       are left out.
+    reliability: name -> (mean score, share that came true, number) of each bin
+      of scores, both in [0, 1].
     facts: what else there is to know of the run (config, seconds, machine);
       a value of several lines is folded.
 
@@ -143,6 +148,16 @@ def write_report(
   if any(charts):
     parts.append(
       _part('Training', f'<div class="curves">{"".join(charts)}</div>')
+    )
+  diagrams = [_diagram(k, bins) for k, bins in (reliability or {}).items()]
+  if diagrams:
+    parts.append(
+      _part(
+        'How far scores can be relied on',
+        f'<div class="curves">{"".join(diagrams)}</div>\n<p class="note">Each '
+        'dot is of the answers of about one score, the larger the more: across '
+        'that score, up the share that came true.</p>',
+      )
     )
   numbers = itertools.count()
   for section in sections:
@@ -299,6 +314,35 @@ def _ticks(low: float, high: float) -> list[float]:
   first = math.ceil(low / step - 1e-9)
   last = math.floor(high / step + 1e-9)
   return [i * step for i in range(first, last + 1)]
+
+
+def _diagram(name: str, bins: Sequence[tuple[float, float, int]]) -> str:
+  """A reliability diagram as SVG."""
+  left, right, top, bottom = 42.0, 336.0, 8.0, 150.0
+  x = lambda value: left + (right - left) * value
+  y = lambda value: bottom - (bottom - top) * value
+  total = sum(count for _, _, count in bins)
+  error = sum(abs(sure - share) * n for sure, share, n in bins) / total
+  axes = [
+    f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" '
+    f'y2="{y(tick):.1f}"/><text x="{left - 6}" y="{y(tick) + 3.5:.1f}" '
+    f'text-anchor="end">{tick:g}</text>\n<text x="{x(tick):.1f}" '
+    f'y="{bottom + 16}" text-anchor="middle">{tick:g}</text>\n'
+    for tick in (0.0, 0.5, 1.0)
+  ]
+  dots = [
+    f'<circle class="bin" cx="{x(sure):.1f}" cy="{y(share):.1f}" '
+    f'r="{2 + 7 * math.sqrt(n / total):.1f}"><title>{_number(sure)}: '
+    f'{_number(share)} of {n}</title></circle>\n'
+    for sure, share, n in bins
+  ]
+  return (
+    f'<figure class="chart"><figcaption>{_text(name)} <output>ECE '
+    f'{_number(error)} of {total}</output></figcaption>\n'
+    f'<svg viewBox="0 0 340 170" role="img" aria-label="{_text(name)}">\n'
+    f'{"".join(axes)}<line class="ideal" x1="{left}" x2="{right}" '
+    f'y1="{bottom}" y2="{top}"/>\n{"".join(dots)}</svg></figure>\n'
+  )
 
 
 def _chart(name: str, rows: Sequence[tuple[float, float]]) -> str:

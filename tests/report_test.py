@@ -111,6 +111,16 @@ def test_any_range_has_axes(tmp_path, values):
   assert all(0 <= float(y) <= 160 for y in ticks)
 
 
+def test_scores_stand_beside_what_came_true(tmp_path):
+  bins = [(0.1, 0.2, 30), (0.9, 0.85, 10)]
+  page = written(tmp_path / 'r.html', 'run', {}, reliability={'refer': bins})
+  assert 'ECE 0.0875 of 40' in page
+  dots = re.findall(r'class="bin" cx="(.*?)" cy="(.*?)" r="(.*?)"', page)
+  (x, y, r), (x2, y2, r2) = (map(float, dot) for dot in dots)
+  assert x < x2 and y > y2 and r > r2  # up is true
+  assert '<title>0.9: 0.85 of 10</title>' in page
+
+
 def test_24_pictures_stay_small_and_stand_alone(tmp_path):
   truth = narrative('a dog')
   sections = [

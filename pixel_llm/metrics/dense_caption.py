@@ -168,6 +168,35 @@ def dense_caption_map(
   )
 
 
+def hits(
+  targets: Sequence[Mapping[str, Any]],
+  predictions: Sequence[Mapping[str, Any]],
+  iou: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Which of the things that were found are there, and how sure each was.
+
+  Args:
+    targets: as for `average_precisions`.
+    predictions: as for `average_precisions`.
+    iou: with a box that no surer prediction came to, from which on it is there.
+
+  Returns: [N] bool and [N] scores, of all predictions of all images.
+  """
+  right, scores = [np.zeros(0, bool)], [np.zeros(0)]
+  for target, prediction in zip(targets, predictions, strict=True):
+    truth = np.reshape(np.asarray(target['boxes'], np.float64), (-1, 4))
+    merged = [truth[g].mean(axis=0) for g in merge_boxes(truth)]
+    sure = np.reshape(np.asarray(prediction['scores'], np.float64), -1)
+    order, found, _ = _take(
+      np.reshape(merged, (-1, 4)),
+      np.reshape(np.asarray(prediction['boxes'], np.float64), (-1, 4)),
+      sure,
+    )
+    right.append(found >= iou)
+    scores.append(sure[order])
+  return np.concatenate(right), np.concatenate(scores)
+
+
 def _take(
   truth: np.ndarray, boxes: np.ndarray, scores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pixel_llm import example as example_lib
 from pixel_llm import geometry
+from pixel_llm.metrics import calibration
 from pixel_llm.metrics import dense_caption as dense_caption_metrics
 from pixel_llm.metrics import meteor as meteor_metric
 from pixel_llm.tasks import caption_at, narrate
@@ -36,9 +37,21 @@ def found_scores(targets: list, predictions: list) -> dict[str, float]:
   if not all('boxes' in target for target in targets):
     return caption_at.caption_scores(targets, predictions)
   text_score = narrate.has_meteor() and meteor_metric.text_scores
-  return dense_caption_metrics.dense_caption_map(
+  out = dense_caption_metrics.dense_caption_map(
     targets, predictions, text_score or None
   )
+  right, scores = dense_caption_metrics.hits(targets, predictions)
+  if len(scores):
+    out['detection_ece'] = calibration.ece(right, scores)
+  return out
+
+
+def things(targets: list, predictions: list) -> tuple[list, list]:
+  """Which things that were found are there with IoU 0.5, and their scores."""
+  if not all('boxes' in target for target in targets):
+    return [], []
+  right, scores = dense_caption_metrics.hits(targets, predictions)
+  return right.tolist(), scores.tolist()
 
 
 def box_recall(targets: list, predictions: list) -> Sequence[float]:
@@ -56,5 +69,6 @@ DENSE_CAPTION = dataclasses.replace(
   detects=True,
   usable=usable,
   metrics=(found_scores,),
+  outcomes=things,
   rank=box_recall,
 )

@@ -76,6 +76,16 @@ def box_scores(targets: list, predictions: list) -> dict[str, float]:
   return out
 
 
+def presences(targets: list, predictions: list) -> tuple[list, list]:
+  """Whether each expression's thing is there, and what the network says."""
+  if not all('presence' in x for x in (*targets, *predictions)):
+    return [], []
+  return (
+    [bool(t['presence'] > 0) for t in targets],
+    [float(p['presence']) for p in predictions],
+  )
+
+
 def iou(targets: list, predictions: list) -> Sequence[float]:
   """IoU of each box with the true one; of what is absent, how sure that is."""
   boxes = np.reshape([np.clip(p['box'], 0, 1) for p in predictions], (-1, 4))
@@ -98,5 +108,6 @@ REFER = task_lib.Task(
   reads=True,
   usable=usable,
   metrics=(box_scores,),
+  outcomes=presences,
   rank=iou,
 )

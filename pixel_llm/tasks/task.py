@@ -115,6 +115,9 @@ class Task:
       detects both are of an image: the target has `boxes` [n, 4] and their
       `texts`, the prediction `boxes`, `scores` and `texts`. Coordinates are
       normalized.
+    outcomes: function (targets, predictions) -> which of the answers' scores
+      came true, bool, and these scores, in [0, 1]; reports show how far such
+      scores can be relied on.
     rank: function (targets, predictions) -> how good each answer is, more is
       better; reports show the best and the worst by it.
   """
@@ -131,6 +134,7 @@ class Task:
   segments: bool = False
   usable: Callable[[example_lib.Region], bool] = any_region
   metrics: tuple[Callable[[list, list], Mapping[str, float]], ...] = ()
+  outcomes: Callable[[list, list], tuple[list, list]] | None = None
   rank: Callable[[list, list], Sequence[float]] | None = None
 
   def prompt(

@@ -129,6 +129,7 @@ class Result:
     gallery: answers to look at, on the first process.
     spec: what was asked, and how (`scoring`).
     asked: questions that were answered just now, not before.
+    reliability: as of `scoring.reliability`, on the first process.
   """
 
   capability: str
@@ -137,6 +138,7 @@ class Result:
   gallery: list[Shown]
   spec: dict[str, Any]
   asked: int
+  reliability: list[tuple[float, float, int]]
 
 
 def flat_metrics(results: Mapping[str, Result]) -> dict[str, float]:
@@ -311,10 +313,11 @@ class Evaluator:
           )
         if progress:
           progress(name, n + 1, len(groups))
-    metrics, gallery = {}, []
+    metrics, gallery, reliability = {}, [], []
     if _is_first():
       metrics = scoring.metrics(kept.rows, task.metrics)
       gallery = _gallery(examples, kept.rows, task, config.gallery)
+      reliability = scoring.reliability(kept.rows, task)
     return Result(
       task.name,
       task.rank.__name__ if task.rank else '',
@@ -322,6 +325,7 @@ class Evaluator:
       gallery,
       spec,
       len(groups) - begun,
+      reliability,
     )
 
   def _answers(

@@ -303,6 +303,7 @@ def _write_report(
     bounds,
     sections,
     curves,
+    {name: r.reliability for name, r in found.items() if r.reliability},
     {
       'Steps': f'{step:,}',
       'Parameters': f'{count:,}',

@@ -32,6 +32,7 @@ from etils import epath
 
 from pixel_llm import __version__, files
 from pixel_llm import config as config_lib
+from pixel_llm.metrics import calibration
 from pixel_llm.tasks import task as task_lib
 
 Metric = Callable[[list, list], Mapping[str, float]]
@@ -116,6 +117,28 @@ def ranks(
   targets = [row['target'] for row in rows]
   found = task.rank(targets, [row['prediction'] for row in rows])
   return [float(x) for x in found]
+
+
+def reliability(
+  rows: Sequence[Mapping[str, Any]], task: task_lib.Task
+) -> list[tuple[float, float, int]]:
+  """How often answers came true, by how sure they were.
+
+  Returns: the mean score, the share that came true and the number of each bin
+    of scores that has some; empty if the task has no `outcomes`.
+  """
+  if task.outcomes is None:
+    return []
+  targets = [row['target'] for row in rows]
+  true, scores = task.outcomes(targets, [row['prediction'] for row in rows])
+  if not len(scores):
+    return []
+  found = calibration.reliability(true, np.asarray(scores))
+  return [
+    (float(sure), float(share), int(count))
+    for sure, share, count in zip(found.confidence, found.accuracy, found.count)
+    if count
+  ]
 
 
 def score(path: str) -> tuple[Dump, dict[str, float]]:

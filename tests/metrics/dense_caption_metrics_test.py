@@ -59,6 +59,17 @@ def test_the_truth_itself_is_perfect():
   assert result['map'] == 1
 
 
+def test_only_the_surest_of_a_thing_is_a_hit():
+  tiles = _tiles(3)
+  away = [tiles[1] + 5, tiles[1], tiles[0], tiles[0] + [0.02, 0, 0.02, 0]]
+  said = _said(away, [0.9, 0.8, 0.3, 0.7])
+  right, scores = dense_caption.hits([_image(tiles)], [said])
+  assert scores.tolist() == [0.9, 0.8, 0.7, 0.3]
+  assert right.tolist() == [False, True, True, False]
+  none = dense_caption.hits([_image(tiles)], [_said(np.zeros((0, 4)), [])])
+  assert [len(x) for x in none] == [0, 0]
+
+
 @pytest.mark.parametrize('found', range(8))
 def test_a_share_found_scores_that_share(found):
   tiles = _tiles(7)

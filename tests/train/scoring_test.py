@@ -50,6 +50,19 @@ def path(tmp_path):
   return str(tmp_path / 'eval' / '7' / 'things_refer.jsonl')
 
 
+def test_reliability_is_of_those_bins_that_have_scores():
+  sure = [0.95, 0.95, 0.95, 0.05]
+  rows = [
+    {'target': {'presence': float(i < 2)}, 'prediction': {'presence': p}}
+    for i, p in enumerate(sure)
+  ]
+  found = scoring.reliability(rows, tasks.REFER)
+  assert np.allclose(found, [(0.05, 0, 1), (0.95, 2 / 3, 3)])
+  # Of a network without the head there is nothing to say.
+  assert scoring.reliability([answer(0)], tasks.REFER) == []
+  assert scoring.reliability([answer(0)], tasks.CAPTION_AT) == []
+
+
 def test_values_come_back_bit_for_bit():
   random = np.random.default_rng(0)
   row = {
