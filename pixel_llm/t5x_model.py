@@ -172,7 +172,8 @@ class Model(models.BaseModel):
       Tokens [B, R, L] of the written answers; `written_tokens`, the same, their
       points `written_points` [B, R, L, P, 2] and `scores` [B, R]; `tokens` and
       `points` of the true answers as they were read, by which our tasks'
-      metrics judge places.
+      metrics judge places; `presence` [B, R] logits where there is the head.
+      Masks are not drawn: T5X does not say which task asks.
     """
     params, asked = flax.core.unfreeze(params), _batch(batch)
     b, r, length = asked.decoder_target_tokens.shape
@@ -191,6 +192,7 @@ class Model(models.BaseModel):
       'scores': said.scores,
       'tokens': found.tokens,
       'points': found.points,
+      **({} if found.presence is None else {'presence': found.presence}),
     }
 
   def score_batch(self, params: Params, batch: Features) -> jax.Array:

@@ -5,10 +5,12 @@
 import json
 import pathlib
 
+import seqio
 import tiny
 
 from pixel_llm import vocabulary as vocabulary_lib
-from pixel_llm.data import build, scenes
+from pixel_llm.data import build, features, scenes
+from pixel_llm.train import evaluate
 from pixel_llm.train import experiment as experiment_lib
 
 
@@ -87,3 +89,22 @@ def experiment(
       }
     ),
   )
+
+
+def seqio_metrics(config, model, mesh, params, name):
+  """What SeqIO's own evaluator says of a task, in batches of its size."""
+  seqios = seqio.Evaluator(
+    name,
+    feature_converter=features.PixelFeatureConverter(),
+    eval_split='val',
+    sequence_length=features.lengths(
+      config.data.sizes(config.eval.tasks[name])
+    ),
+    target_field_name='decoder_target_tokens',
+    logger_cls=(),
+  )
+  metrics, _ = seqios.evaluate(
+    compute_metrics=True,
+    predict_with_aux_fn=evaluate.seqio_fn(config, model, mesh, params, name),
+  )
+  return metrics.result()[name]

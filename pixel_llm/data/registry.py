@@ -23,6 +23,7 @@ from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.augmentation import Augmentation
 from pixel_llm.data import features as features_lib
 from pixel_llm.data import order, records
+from pixel_llm.tasks import answer
 from pixel_llm.tasks import task as task_lib
 
 # The accelerators are JAX's. Whoever has used TensorFlow before has them taken.
@@ -328,8 +329,10 @@ def _to_features(
         sizes,
         [group[0] for group in groups],
       )
+      # Masks are drawn on the file.
+      fit = [*example.size, sizes.image]
       targets = json.dumps(
-        [task_lib.target(example, group) for group in groups],
+        [task_lib.target(example, group) | {'fit': fit} for group in groups],
         default=bytes.decode,  # masks
       ).encode()
     else:
@@ -391,6 +394,10 @@ def _metric(metric: Callable[[list, list], Mapping[str, float]]) -> Callable:
         if 'presence' in aux_values:
           logit = aux_values['presence'][i][r]
           written['presence'] = task_lib.probability(logit)
+        if 'mask_logits' in aux_values:
+          *size_orig, canvas = target['fit']
+          logits = np.asarray(aux_values['mask_logits'][i][r], np.float32)
+          written['mask'] = answer.mask(logits, tuple(size_orig), canvas)
         flat_targets.append(target)
         flat_predictions.append(
           {**said[r], **written, 'points': points[None], 'box': box}

@@ -59,7 +59,8 @@ def seqio_fn(
   Returns: function of an enumerated data set giving [(index, tokens [R, L])],
     and `points` [R, L, P, 2] and the `tokens` that they are of, as well as
     `written_points` of the first tokens, `written_tokens`, and the logits
-    `presence` [R] where the network has the head.
+    `presence` [R] where the network has the head; of a task that segments
+    `mask_logits` [R, h, w], too.
   """
   sizes = config.data.sizes(config.eval.tasks[task])
   asked = registry.task_of(task).task
@@ -69,7 +70,10 @@ def seqio_fn(
     functools.partial(task_lib.generate, model, decoding=decoding),
     out_shardings=whole,
   )
-  read = jax.jit(functools.partial(task_lib.read, model), out_shardings=whole)
+  read = jax.jit(
+    functools.partial(task_lib.read, model, segments=asked.segments),
+    out_shardings=whole,
+  )
 
   def predict(dataset) -> tuple[list, dict[str, list]]:
     tokens: list = []
@@ -96,6 +100,8 @@ def seqio_fn(
         aux['written_points'].append(said.points[i])
         if found.presence is not None:
           aux.setdefault('presence', []).append(found.presence[i])
+        if asked.segments:
+          aux.setdefault('mask_logits', []).append(found.mask_logits[i])
         aux['written_tokens'].append(said.tokens[i])
     return tokens, aux
 

@@ -353,6 +353,13 @@ def test_things_are_found_and_captioned_and_drawn(tmp_path):
     )
   assert vocabulary.size <= 64
 
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  params = jax.device_put(params, sharding.replicated(mesh))
+  seqios = scene_records.seqio_metrics(
+    shaped(config, 2, 8), model, mesh, params, 'things_segment'
+  )
+  assert seqios == pytest.approx(found['things_segment'].metrics, rel=1e-5)
+
 
 @pytest.mark.slow
 def test_answers_do_not_depend_on_processes_nor_on_a_kill(

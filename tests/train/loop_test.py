@@ -608,10 +608,6 @@ def test_a_misfit_through_the_command_line(config, exported, tmp_path, capsys):
 
 
 def test_seqios_evaluator_says_what_ours_says(config, finished):
-  import seqio
-
-  from pixel_llm.data import features
-
   trainer = make(config, finished[0])
   with trainer.checkpoints:
     _, params = trainer.restore_params()
@@ -622,21 +618,9 @@ def test_seqios_evaluator_says_what_ours_says(config, finished):
     config, eval=dataclasses.replace(config.eval, tasks={name: size})
   )
   ours = evaluate.Evaluator(config, trainer.model, trainer.mesh).run(params)
-  seqios = seqio.Evaluator(
-    name,
-    feature_converter=features.PixelFeatureConverter(),
-    eval_split='val',
-    sequence_length=features.lengths(config.data.sizes(size)),
-    target_field_name='decoder_target_tokens',
-    logger_cls=(),
+  found = scene_records.seqio_metrics(
+    config, trainer.model, trainer.mesh, params, name
   )
-  metrics, _ = seqios.evaluate(
-    compute_metrics=True,
-    predict_with_aux_fn=evaluate.seqio_fn(
-      config, trainer.model, trainer.mesh, params, name
-    ),
-  )
-  found = metrics.result()[name]
   assert found.keys() == ours[name].metrics.keys() and found
   for key, value in ours[name].metrics.items():
     np.testing.assert_allclose(found[key], value, rtol=1e-5)
