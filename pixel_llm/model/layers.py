@@ -76,8 +76,12 @@ def parameter(
     shape: of it.
     dtype: what it is cast to, and travels as; default as it is held.
   """
-  boxed = nn.with_logical_partitioning(init, axes)
-  value: Any = module.param(name, boxed, shape)
+  if module.has_variable('params', name):
+    # Linen asks only for the shape then, and traces what it is given for it.
+    make: Callable = lambda key, shape: jnp.broadcast_to(0.0, shape)
+  else:
+    make = nn.with_logical_partitioning(init, axes)
+  value: Any = module.param(name, make, shape)
   value = jnp.asarray(value, dtype)
   return sharding.gathered(value, axes)
 
