@@ -19,8 +19,7 @@ demo: $(VENV)/.installed
 
 # The same for all capabilities; an hour.
 demo-joint: RUN := runs/demo_joint
-demo-joint: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-build-isolation -e '.[metrics]'
+demo-joint: $(VENV)/.metrics
 	$(BIN)/pixel-llm scenes --out $(SCENES) --seed 0 --train 8000 --val 200
 	sh data/scenes.sh $(SCENES) $(RECORDS) $(BIN)/pixel-llm
 	for split in train val; do $(BIN)/pixel-llm build jsonl --split $$split \
@@ -57,6 +56,11 @@ $(VENV)/.installed: pyproject.toml $(LOCK)
 	$(if $(LOCK),$(BIN)/pip install --quiet --require-hashes -r $(LOCK))
 	$(BIN)/pip install --quiet $(if $(LOCK),--no-deps --no-build-isolation) \
 	  -e '.[data,dev]'
+	touch $@
+
+# METEOR's data.
+$(VENV)/.metrics: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[metrics]'
 	touch $@
 
 # The registry's wheels: what runs on the CPU is enough.

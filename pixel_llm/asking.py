@@ -113,9 +113,18 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
           for p in found:
             print(to_json(p.to_json()) if args.json else _line(path, p))
         if args.out:
-          pictures_lib.save(
-            pictures[path], image_lib.load(path), found, truths.get(path)
-          )
+          image = image_lib.load(path)
+          truth = truths.get(path)
+          sizes = {p.size_orig for p in truth or ()} - {image.shape[:2]}
+          if sizes:
+            # It costs the picture its truth, not the answers.
+            print(
+              f'pixel-llm {args.verb}: error: --truth {args.truth}: {path} has '
+              f'(height, width) {image.shape[:2]}, its truth {sizes.pop()}.',
+              file=sys.stderr,
+            )
+            failed, truth = failed + 1, None
+          pictures_lib.save(pictures[path], image, found, truth)
         if args.coco:
           results[path] = [coco_result(p, ids[path]) for p in found]
         if log is not None:
@@ -309,11 +318,17 @@ def _image_ids(
     ) from e
   ids = {}
   for image, name in images.items():
-    names = [n for n in (image, name, os.path.basename(name)) if n in table]
-    if not names:
+    key = _key(table, image, name)
+    if key is None:
       raise ValueError(f'{path}: no id of {name}.')
-    ids[image] = table[names[0]]
+    ids[image] = table[key]
   return ids
+
+
+def _key(table: dict[str, Any], image: str, name: str) -> str | None:
+  """What a table of a user's calls an image: path, name below, or file name."""
+  names = (image, name, os.path.basename(name))
+  return next((n for n in names if n in table), None)
 
 
 def _truths(path: str, images: dict[str, str]) -> dict[str, list]:
@@ -338,9 +353,9 @@ def _truths(path: str, images: dict[str, str]) -> dict[str, list]:
         ) from e
   result = {}
   for image, name in images.items():
-    names = [n for n in (image, name, os.path.basename(name)) if n in found]
-    if names:
-      result[image] = found[names[0]]
+    key = _key(found, image, name)
+    if key is not None:
+      result[image] = found[key]
   if not result:
     raise ValueError(f'{path}: no truth of any image that is asked about.')
   return result

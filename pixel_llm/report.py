@@ -24,6 +24,8 @@ Target = tuple[str, float]
 _IMAGE_SIDE = 448
 # A chart is 340 pixels wide: more points than this cannot be told apart.
 _CURVE_POINTS = 340
+# Where its axes are: left, right, top, bottom.
+_FRAME = 42.0, 336.0, 8.0, 150.0
 # `narrate/point_l1_center` is shown beside `narrate/point_l1`.
 _BASELINES = ('baseline', 'center', 'whole_image', 'most_frequent')
 _COMPARE = {
@@ -318,7 +320,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _diagram(name: str, bins: Sequence[tuple[float, float, int]]) -> str:
   """A reliability diagram as SVG."""
-  left, right, top, bottom = 42.0, 336.0, 8.0, 150.0
+  left, right, top, bottom = _FRAME
   x = lambda value: left + (right - left) * value
   y = lambda value: bottom - (bottom - top) * value
   total = sum(count for _, _, count in bins)
@@ -353,7 +355,7 @@ def _chart(name: str, rows: Sequence[tuple[float, float]]) -> str:
   # From the end, so that the last value is always there.
   stride = math.ceil(len(rows) / _CURVE_POINTS)
   rows = rows[::-1][::stride][::-1]
-  left, right, top, bottom = 42.0, 336.0, 8.0, 150.0
+  left, right, top, bottom = _FRAME
   x_low, x_high = _range([s for s, _ in rows])
   y_low, y_high = _range([v for _, v in rows])
 

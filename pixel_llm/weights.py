@@ -211,9 +211,11 @@ def export_weights(
       safetensors.write(part / 'model.safetensors', given, {'format': 'np'})
       for name in ('config.json', 'spiece.model'):
         shutil.copy(run / name, part / name)
-      # What its evaluation found: predictors take their threshold from it.
-      if (run / 'metrics.json').is_file():
-        shutil.copy(run / 'metrics.json', part / 'metrics.json')
+      # What was found of it: predictors take their threshold from there.
+      metrics, at = run / 'metrics.json', tensors.get('train/step')
+      kept = _json(metrics) if metrics.is_file() else {}
+      if at is not None and kept.get('step') == int(at.read()):
+        shutil.copy(metrics, part / metrics.name)
     elif target == 'huggingface':
       assert config is not None
       _write_hugging_face(part, pathlib.Path(source), given, config)

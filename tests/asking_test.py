@@ -204,6 +204,28 @@ def test_truth_is_found_by_the_names_of_images(tmp_path):
   assert asking._truths(str(path), images) == {'x/a.png': [said]}
 
 
+def test_a_truth_of_another_size_costs_no_answer(
+  workdir, images, tmp_path, capsys
+):
+  image = images / '000007.png'
+  files = {n: tmp_path / n for n in ('log', 'truth', 'again', 'wrong')}
+  assert segment(workdir, image, '--jsonl', files['log']) == 0
+  row = rows(files['log'])[0]
+  files['truth'].write_text(json.dumps(row))
+  row['answers'][0]['image_size'] = {'width': 3, 'height': 4}
+  row['answers'] = [a | {'mask': None} for a in row['answers']]
+  files['wrong'].write_text(json.dumps(row))
+  out = ['--out', tmp_path / 'a.html', '--truth']
+  assert segment(workdir, image, *out, files['truth']) == 0
+  assert 'ground truth' in (tmp_path / 'a.html').read_text()
+  capsys.readouterr()
+  again = ['--jsonl', files['again']]
+  assert segment(workdir, image, *out, files['wrong'], *again) == 1
+  assert '(height, width) (60, 90), its truth (4, 3)' in capsys.readouterr().err
+  assert len(rows(files['again'])) == 1
+  assert 'ground truth' not in (tmp_path / 'a.html').read_text()
+
+
 def test_a_mask_is_what_is_not_zero_nor_transparent(tmp_path):
   index = np.zeros((3, 4), np.uint8)
   index[1, 2] = 1

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 from PIL import Image
 
 from pixel_llm import image as image_lib
-from pixel_llm import masks, weights
+from pixel_llm import loading, masks, weights
 from pixel_llm.checkpoints import mapping
 from pixel_llm.model import presence
 from pixel_llm.predictor import Predictor
@@ -105,6 +106,14 @@ def test_what_is_there_is_as_the_evaluation_of_the_run_found(tmp_path):
     assert ask().there is (found.confidence >= threshold)
   (folder / 'metrics.json').write_text('[')
   assert ask().there is found.there
+
+
+def test_a_threshold_is_of_the_step_that_was_evaluated(tmp_path):
+  path = epath.Path(tmp_path / 'metrics.json')
+  path.write_text('{"step": 3, "refer/presence_threshold": 0.7}')
+  assert loading.thresholds(path, 3) == {'refer': 0.7}
+  assert loading.thresholds(path, None) == {'refer': 0.7}
+  assert loading.thresholds(path, 4) == {}
 
 
 def test_a_mask_is_of_the_file(predictor):

@@ -392,9 +392,8 @@ def test_the_verb_refuses_what_it_cannot_do(run, copy, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('run', ['greedy'], indirect=True)
 def test_a_savedmodel_says_what_the_programs_say(run, tmp_path, capsys):
-  if run.decoding.beams > 1:
-    pytest.skip('one run is enough')
   tf = pytest.importorskip('tensorflow')
   out = tmp_path / 'savedmodel'
   verb = ['export', str(run.out), '--format', 'savedmodel', '--out', str(out)]

@@ -411,6 +411,16 @@ def test_what_is_there_stays_without_force(tmp_path):
   assert len(opened(out)) == 29
 
 
+def test_metrics_go_along_with_the_step_that_they_are_of(tmp_path):
+  run = tmp_path / 'run'
+  run_with_lora(run)
+  for step in (20, 10):
+    (run / 'metrics.json').write_text(json.dumps({'step': step}))
+    out = tmp_path / str(step)
+    weights.export_weights(str(run), str(out), 'safetensors')
+    assert (out / 'metrics.json').is_file() == (step == 20)
+
+
 def test_force_never_costs_a_run_or_the_source(tmp_path):
   run = tmp_path / 'run'
   (run / 'checkpoints' / '7').mkdir(parents=True)

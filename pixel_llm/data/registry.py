@@ -329,7 +329,7 @@ def _to_features(
         sizes,
         [group[0] for group in groups],
       )
-      # Masks are drawn on the file.
+      # Masks are drawn on the file: its height and width, and the canvas, px.
       fit = [*example.size, sizes.image]
       targets = json.dumps(
         [task_lib.target(example, group) | {'fit': fit} for group in groups],

@@ -40,9 +40,9 @@ def found_scores(targets: list, predictions: list) -> dict[str, float]:
   out = dense_caption_metrics.dense_caption_map(
     targets, predictions, text_score or None
   )
-  right, scores = dense_caption_metrics.hits(targets, predictions)
-  if len(scores):
-    out['detection_ece'] = calibration.ece(right, scores)
+  right, scores = things(targets, predictions)
+  if scores:
+    out['detection_ece'] = calibration.ece(right, np.asarray(scores))
   return out
 
 
