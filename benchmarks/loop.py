@@ -126,7 +126,8 @@ def first_step(config, root: pathlib.Path) -> None:
       loop=dataclasses.replace(config.loop, steps=4, compile_cache=path),
     )
     begun = time.perf_counter()
-    workdir = run_processes(small, root / 'first', 1)
+    workdir = root / 'first'
+    wait(start(small, workdir))
     seconds = time.perf_counter() - begun
     spent = json.loads((workdir / 'goodput.json').read_text())['seconds']
     print(
@@ -136,10 +137,10 @@ def first_step(config, root: pathlib.Path) -> None:
     )
 
 
-def run_processes(
-  config, workdir: pathlib.Path, count: int, pin: bool = False
-) -> pathlib.Path:
-  """Trains from the beginning; with `pin` each has a core of its own."""
+def start(
+  config, workdir: pathlib.Path, count: int = 1, cores=None
+) -> list[subprocess.Popen]:
+  """Begins to train from the beginning, each process on a core of its own."""
   shutil.rmtree(workdir, ignore_errors=True)
   workdir.mkdir()
   file = workdir.with_suffix('.py')
@@ -153,10 +154,10 @@ def run_processes(
   with socket.socket() as free:
     free.bind(('localhost', 0))
     train += ['--coordinator', f'localhost:{free.getsockname()[1]}']
-  processes = [
+  return [
     subprocess.Popen(
       [
-        *(['taskset', '-c', str(i)] if pin else []),
+        *(['taskset', '-c', str(cores[i])] if cores else []),
         *train,
         f'--process-id={i}',
       ],
@@ -165,20 +166,26 @@ def run_processes(
     )
     for i in range(count)
   ]
+
+
+def wait(processes: list[subprocess.Popen]) -> None:
   if any(list(map(subprocess.Popen.wait, processes))):
     raise SystemExit('a process failed.')
-  return workdir
 
 
 def efficiency(config, root: pathlib.Path, steps: int) -> None:
-  """One process on a core, and two with twice the batch on two."""
-  paces = []
-  for count in (1, 2):
+  """One process on a core, and two with twice the batch on two.
+
+  Between them two runs of one process each, which share nothing but the
+  machine: what it gives two processes at most.
+  """
+
+  def of(count: int):
     streams = {
       name: dataclasses.replace(stream, batch=count * stream.batch)
       for name, stream in config.data.streams.items()
     }
-    one = dataclasses.replace(
+    return dataclasses.replace(
       config,
       data=dataclasses.replace(config.data, streams=streams),
       mesh=sharding.MeshConfig(data=count),
@@ -186,11 +193,29 @@ def efficiency(config, root: pathlib.Path, steps: int) -> None:
         config.loop, steps=steps, log_every=steps // 4, checkpoint_every=steps
       ),
     )
-    workdir = run_processes(one, root / 'processes', count, pin=True)
-    rows = json.loads((workdir / 'curves.json').read_text())[1:]
-    paces.append(np.mean([r['run/seconds_per_step'] for r in rows]))
-    print(f'{count} processes: {paces[-1] * 1e3:.1f} ms a step', flush=True)
-  print(f'efficiency {paces[0] / paces[1]:.1%}')
+
+  def pace(*workdirs: pathlib.Path) -> float:
+    rows = [
+      row
+      for workdir in workdirs
+      for row in json.loads((workdir / 'curves.json').read_text())[1:]
+    ]
+    return float(np.mean([row['run/seconds_per_step'] for row in rows]))
+
+  def show(what: str, seconds: float, alone: float) -> None:
+    share = f'{alone / seconds:.1%}'
+    print(f'{what:20} {seconds * 1e3:7.1f} ms a step {share}', flush=True)
+
+  wait(start(of(1), root / 'alone', cores=[0]))
+  alone = pace(root / 'alone')
+  show('one process', alone, alone)
+  both = [root / 'apart_0', root / 'apart_1']
+  first, second = (start(of(1), w, cores=[i]) for i, w in enumerate(both))
+  wait(first + second)
+  show('two, a run each', pace(*both), alone)
+  wait(start(of(2), root / 'together', 2, cores=[0, 1]))
+  two = pace(root / 'together')
+  show('two, of one run', two, alone)
 
 
 def features(config, root: pathlib.Path, steps: int) -> None:

@@ -1,15 +1,21 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs on disk, by JAX, so that the next process has them."""
+"""Compiled programs on disk, so that the next process has them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from pixel_llm import files, version
 
 # Where the process's last run keeps them.
 _KEPT: list[str | None] = []
@@ -53,3 +59,29 @@ def keep_beside(workdir: str) -> None:
   if jax.config.jax_compilation_cache_dir in _KEPT:  # pyright: ignore
     # Many small programs make a first answer late.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def remembered(what: str, make: Callable[[], Any]) -> Any:
+  """What tracing finds out, beside the programs of which it is found out.
+
+  It is made anew by other code of ours, where no programs are kept or they
+  are in a bucket, and where what is kept is damaged.
+
+  Args:
+    what: all that it depends on but our code.
+    make: makes it, of what JSON can hold.
+  """
+  folder = jax.config.jax_compilation_cache_dir  # pyright: ignore
+  if folder is None or '://' in folder:
+    return make()
+  key = hashlib.sha256(f'{version.digest()}\n{what}'.encode()).hexdigest()
+  path = pathlib.Path(folder) / f'traced-{key[:32]}.json'
+  try:
+    return json.loads(path.read_bytes())
+  except (OSError, ValueError):
+    found = make()
+  try:
+    files.write(path, json.dumps(found))
+  except OSError:
+    pass  # full or not ours: the next process makes it again
+  return found

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable
@@ -15,8 +16,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pixel_llm import batch as batch_lib
+from pixel_llm import compiled, sharding
 from pixel_llm import config as config_lib
-from pixel_llm import sharding
 from pixel_llm import vocabulary as vocabulary_lib
 from pixel_llm.checkpoints import initialization, mapping
 from pixel_llm.checkpoints import tensors as tensors_lib
@@ -91,26 +92,12 @@ def restore(
     MappingError: they do not fit the network.
     ConfigError: the vocabulary is another.
   """
-  one = batch_lib.BatchSizes(
-    batch=1,
-    image=image,
-    regions=1,
-    context=2,
-    length=2,
-    points=points,
-    objects=1,
-  )
-  shapes = nn.unbox(
-    jax.eval_shape(
-      lambda key: model.init(key, batch_lib.Batch.zeros(one))['params'],
-      jax.random.key(0),
-    )
-  )
   everywhere = sharding.replicated(mesh)
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-    shapes,
-  )
+  leaves: dict[str, Any] = {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+    for name, (shape, dtype) in _shapes(model, image, points).items()
+  }
+  abstract = traverse_util.unflatten_dict(leaves, sep='/')
   if '://' in workdir:
     # Orbax, which alone reads buckets here, takes longer to import than most
     # models to load.
@@ -134,7 +121,6 @@ def restore(
     _check_vocabulary(vocabulary, found, str(source))
     step = found.get('step')
   tensors = tensors_lib.parameters(detection.open_tensors(source)[1])
-  leaves: Any = traverse_util.flatten_dict(abstract, sep='/')
   report = mapping.compare(tensors, {n: x.shape for n, x in leaves.items()})
   if report:
     raise mapping.MappingError(
@@ -144,6 +130,37 @@ def restore(
     n: mapping.cast({n: t}, leaves[n].dtype)[n] for n, t in tensors.items()
   }
   return initialization.place(tensors, abstract), step
+
+
+def _shapes(
+  model: pixel_llm.PixelLLM, image: int, points: int
+) -> dict[str, tuple[list[int], str]]:
+  """Shape and dtype of each parameter, by its name.
+
+  To trace the network for them takes as long as all else that comes before a
+  first answer.
+  """
+  one = batch_lib.BatchSizes(
+    batch=1,
+    image=image,
+    regions=1,
+    context=2,
+    length=2,
+    points=points,
+    objects=1,
+  )
+
+  def trace():
+    found = jax.eval_shape(
+      lambda key: model.init(key, batch_lib.Batch.zeros(one))['params'],
+      jax.random.key(0),
+    )
+    found = traverse_util.flatten_dict(nn.unbox(found), sep='/')
+    return {n: (list(x.shape), str(x.dtype)) for n, x in found.items()}
+
+  config = config_lib.to_dict(model.config)
+  what = json.dumps(['parameters', config, dataclasses.asdict(one)])
+  return compiled.remembered(what, trace)
 
 
 def _check_vocabulary(

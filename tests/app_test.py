@@ -426,6 +426,30 @@ def test_what_the_model_lacks_is_disabled_with_the_reason(browser, tmp_path):
     serving.end()
 
 
+def test_what_is_not_in_the_image_is_said_in_the_browser(browser, tmp_path):
+  folder = asked.make(tmp_path / 'full')
+  said = {}
+  for threshold in (0.0, 1.0):
+    metrics = {'step': 3, 'refer/presence_threshold': threshold}
+    (folder / 'metrics.json').write_text(json.dumps(metrics))
+    serving = Serving(Predictor.from_workdir(str(folder)))
+    page = browser.new_page()
+    try:
+      page.goto(f'http://127.0.0.1:{serving.port}/')
+      choose(page, png(asked.picture()))
+      status(page, '90 × 60')
+      text = page.get_by_label('Find by words')
+      text.fill('a red ring')
+      text.press('Enter')
+      status(page, 'Confidence')
+      said[threshold] = page.locator('#status').inner_text()
+    finally:
+      page.close()
+      serving.end()
+  assert '“a red ring”: answered. Confidence 0.' in said[0.0]
+  assert '“a red ring”: not there. Confidence 0.' in said[1.0]
+
+
 def test_the_verb_serves_until_it_is_interrupted(folder):
   process = subprocess.Popen(
     [

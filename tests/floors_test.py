@@ -27,6 +27,7 @@ FLOOR_0 = {
   'masks',
   'prediction',
   'sharding',
+  'version',
   'vocabulary',
 }
 # Room -> rooms it may import, itself included.

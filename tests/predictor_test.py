@@ -1,6 +1,5 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
-import dataclasses
 import io
 import json
 
@@ -15,7 +14,6 @@ from PIL import Image
 from pixel_llm import image as image_lib
 from pixel_llm import loading, masks, weights
 from pixel_llm.checkpoints import mapping
-from pixel_llm.model import presence
 from pixel_llm.predictor import Predictor
 
 
@@ -54,6 +52,17 @@ def test_every_question_of_one_image(predictor):
     assert 0 <= x0 <= x1 <= 90 and 0 <= y0 <= y1 <= 60
 
 
+def test_the_second_process_does_not_trace_for_shapes(folder, monkeypatch):
+  first = Predictor.from_workdir(str(folder))
+
+  def refused(*args, **kwargs):
+    raise AssertionError('traced again')
+
+  monkeypatch.setattr(type(first.model), 'init', refused)
+  second = Predictor.from_workdir(str(folder))
+  jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
 def test_many_regions_of_a_call_are_each_as_alone(predictor, monkeypatch):
   predictor.set_image(asked.picture())
   mask = np.zeros((60, 90), bool)
@@ -87,10 +96,7 @@ def test_all_things_have_boxes_captions_and_scores(predictor):
 
 
 def test_what_is_there_is_as_the_evaluation_of_the_run_found(tmp_path):
-  config = dataclasses.replace(
-    tiny.full_config(), presence=presence.PresenceConfig(hidden_dim=8)
-  )
-  folder = asked.make(tmp_path / 'run', config)
+  folder = asked.make(tmp_path / 'run')
 
   def ask():
     predictor = Predictor.from_workdir(str(folder))

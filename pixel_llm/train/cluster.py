@@ -25,7 +25,7 @@ import jax
 from etils import epath
 
 from pixel_llm import config as config_lib
-from pixel_llm import files
+from pixel_llm import files, version
 from pixel_llm.train import experiment, store
 from pixel_llm.train import place as place_lib
 from pixel_llm.train import watchdog as watchdog_lib
@@ -280,11 +280,10 @@ def _facts(config: experiment.ExperimentConfig) -> dict[str, str]:
       versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       versions[name] = 'none'
-  root = pathlib.Path(__file__).parents[1]
   leaves = config_lib.leaves(config_lib.to_dict(config))
   return {
     **versions,
-    'source of pixel_llm': _digest(sorted(root.rglob('*.py')), root),
+    'source of pixel_llm': version.digest(),
     'vocabulary': _digest([epath.Path(config.data.vocabulary)]),
     **{
       f'data.records.{key}': _digest(

@@ -22,10 +22,10 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from pixel_llm import __version__, geometry, pictures, sharding, version
 from pixel_llm import batch as batch_lib
 from pixel_llm import config as config_lib
 from pixel_llm import example as example_lib
-from pixel_llm import geometry, pictures, sharding
 from pixel_llm import image as image_lib
 from pixel_llm.checkpoints import digest
 from pixel_llm.data import registry
@@ -299,7 +299,8 @@ class Evaluator:
       'vocabulary': entry.vocabulary.digest,
       'model': described,
       'code': {
-        **scoring.code(),
+        'version': __version__,
+        'source': version.digest(),
         'metrics': [scoring.name(metric) for metric in task.metrics],
       },
     }

@@ -15,11 +15,9 @@ holds, so they are the same when they are made again.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
-import pathlib
 import re
 import sys
 import time
@@ -30,7 +28,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pixel_llm import __version__, files
+from pixel_llm import files
 from pixel_llm import config as config_lib
 from pixel_llm.metrics import calibration
 from pixel_llm.tasks import task as task_lib
@@ -199,20 +197,6 @@ def digest(value: Any) -> str:
   """16 hexadecimal digits of a value that JSON can hold."""
   text = json.dumps(config_lib.to_dict(value), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@functools.cache
-def code() -> dict[str, str]:
-  """The version of the package, and a digest of its sources."""
-  root = pathlib.Path(__file__).parents[1]
-  found = hashlib.sha256()
-  for path in sorted(root.rglob('*.py')):
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    found.update(f'{path.relative_to(root).as_posix()} {content}\n'.encode())
-  return {
-    'version': __version__,
-    'source': found.hexdigest()[:16],
-  }
 
 
 def encode(row: Mapping[str, Any]) -> str:
