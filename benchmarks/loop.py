@@ -126,8 +126,7 @@ def first_step(config, root: pathlib.Path) -> None:
       loop=dataclasses.replace(config.loop, steps=4, compile_cache=path),
     )
     begun = time.perf_counter()
-    workdir = root / 'first'
-    wait(start(small, workdir))
+    workdir = run_processes(small, root / 'first', 1)
     seconds = time.perf_counter() - begun
     spent = json.loads((workdir / 'goodput.json').read_text())['seconds']
     print(
@@ -137,10 +136,8 @@ def first_step(config, root: pathlib.Path) -> None:
     )
 
 
-def start(
-  config, workdir: pathlib.Path, count: int = 1, cores=None
-) -> list[subprocess.Popen]:
-  """Begins to train from the beginning, each process on a core of its own."""
+def run_processes(config, workdir: pathlib.Path, count: int) -> pathlib.Path:
+  """Trains from the beginning."""
   shutil.rmtree(workdir, ignore_errors=True)
   workdir.mkdir()
   file = workdir.with_suffix('.py')
@@ -154,38 +151,28 @@ def start(
   with socket.socket() as free:
     free.bind(('localhost', 0))
     train += ['--coordinator', f'localhost:{free.getsockname()[1]}']
-  return [
+  processes = [
     subprocess.Popen(
-      [
-        *(['taskset', '-c', str(cores[i])] if cores else []),
-        *train,
-        f'--process-id={i}',
-      ],
+      [*train, f'--process-id={i}'],
       env=environment(),
       stdout=subprocess.DEVNULL,
     )
     for i in range(count)
   ]
-
-
-def wait(processes: list[subprocess.Popen]) -> None:
   if any(list(map(subprocess.Popen.wait, processes))):
     raise SystemExit('a process failed.')
+  return workdir
 
 
 def efficiency(config, root: pathlib.Path, steps: int) -> None:
-  """One process on a core, and two with twice the batch on two.
-
-  Between them two runs of one process each, which share nothing but the
-  machine: what it gives two processes at most.
-  """
-
-  def of(count: int):
-    streams = {
-      name: dataclasses.replace(stream, batch=count * stream.batch)
-      for name, stream in config.data.streams.items()
-    }
-    return dataclasses.replace(
+  """The same batches by one process, and by two, on all cores."""
+  streams = {
+    name: dataclasses.replace(stream, batch=2 * stream.batch)
+    for name, stream in config.data.streams.items()
+  }
+  paces = []
+  for count in (1, 2):
+    one = dataclasses.replace(
       config,
       data=dataclasses.replace(config.data, streams=streams),
       mesh=sharding.MeshConfig(data=count),
@@ -193,29 +180,11 @@ def efficiency(config, root: pathlib.Path, steps: int) -> None:
         config.loop, steps=steps, log_every=steps // 4, checkpoint_every=steps
       ),
     )
-
-  def pace(*workdirs: pathlib.Path) -> float:
-    rows = [
-      row
-      for workdir in workdirs
-      for row in json.loads((workdir / 'curves.json').read_text())[1:]
-    ]
-    return float(np.mean([row['run/seconds_per_step'] for row in rows]))
-
-  def show(what: str, seconds: float, alone: float) -> None:
-    share = f'{alone / seconds:.1%}'
-    print(f'{what:20} {seconds * 1e3:7.1f} ms a step {share}', flush=True)
-
-  wait(start(of(1), root / 'alone', cores=[0]))
-  alone = pace(root / 'alone')
-  show('one process', alone, alone)
-  both = [root / 'apart_0', root / 'apart_1']
-  first, second = (start(of(1), w, cores=[i]) for i, w in enumerate(both))
-  wait(first + second)
-  show('two, a run each', pace(*both), alone)
-  wait(start(of(2), root / 'together', 2, cores=[0, 1]))
-  two = pace(root / 'together')
-  show('two, of one run', two, alone)
+    workdir = run_processes(one, root / 'processes', count)
+    rows = json.loads((workdir / 'curves.json').read_text())[1:]
+    paces.append(np.mean([r['run/seconds_per_step'] for r in rows]))
+    print(f'{count} processes: {paces[-1] * 1e3:.1f} ms a step', flush=True)
+  print(f'efficiency {paces[0] / paces[1]:.1%}')
 
 
 def features(config, root: pathlib.Path, steps: int) -> None:
