@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping
 
 from pixel_llm import exits
@@ -54,6 +55,8 @@ def parser(verbs: Mapping[str, Callable]) -> argparse.ArgumentParser:
     run = verbs[name]
     sub = subparsers.add_parser(name, help=run.__doc__, description=run.__doc__)
     sub.set_defaults(run=run)
+    # As of Python 3.14: before it `-5,40` was taken for an option.
+    sub._negative_number_matcher = re.compile(r'-\.?\d')
     return sub
 
   _add_data(verb)

@@ -65,7 +65,8 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
   for path in filter(None, (args.jsonl, args.coco)):
     if os.path.isdir(path):
       raise ValueError(f'{path}: expected a file, found a folder.')
-    _check_writable(pathlib.Path(path).parent)
+    if os.path.isfile(path) or not os.path.exists(path):  # no device
+      _check_writable(pathlib.Path(path).parent)
 
   import jax
 
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
     done: dict[str, list] = {}
     if args.jsonl:
       done = _resumed(pathlib.Path(args.jsonl), asked)
-      log = stack.enter_context(open(args.jsonl, 'ab'))
+      # Unbuffered: nothing is left to write when a full disk ends the run.
+      log = stack.enter_context(open(args.jsonl, 'ab', buffering=0))
     if args.coco:
       for path, rows in done.items():
         if path in images:
@@ -133,8 +135,7 @@ def run(args: argparse.Namespace, bar: Bar) -> int:
             'question': asked,
             'answers': [p.to_json() for p in found],
           }
-          log.write(f'{to_json(row)}\n'.encode())
-          log.flush()
+          _append(log, f'{to_json(row)}\n'.encode())
       tell(len(images) - len(todo) + i + 1, len(images))
   if args.coco:
     ordered = [row for path in images for row in results.get(path, ())]
@@ -375,8 +376,8 @@ def _resumed(
   Raises:
     ValueError: a line is none of ours, or answers another question.
   """
-  if not path.exists():
-    return {}
+  if not path.is_file():
+    return {}  # Or it is a device, which has no end to go on behind.
   data = path.read_bytes()
   whole = data.rfind(b'\n') + 1
   if whole < len(data):
@@ -398,6 +399,16 @@ def _resumed(
       )
     found[image] = answers
   return found
+
+
+def _append(file: io.FileIO, line: bytes) -> None:
+  """Raises OSError, which names the file, if not all of the line is there."""
+  left = memoryview(line)
+  try:
+    while left:
+      left = left[file.write(left) :]
+  except OSError as e:
+    raise OSError(e.errno, e.strerror, file.name) from e
 
 
 def coco_result(prediction, image_id: int | str) -> dict[str, Any]:

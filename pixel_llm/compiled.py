@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,8 +81,7 @@ def remembered(what: str, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_bytes())
   except (OSError, ValueError):
     found = make()
-  try:
+  # Full, or not ours: the next process makes it again.
+  with contextlib.suppress(OSError):
     files.write(path, json.dumps(found))
-  except OSError:
-    pass  # full or not ours: the next process makes it again
   return found

@@ -20,7 +20,7 @@ def write(path: epath.PathLike, data: bytes | str) -> None:
 
   Args:
     path: the file, local or on a bucket; its folder is made when it does not
-      exist.
+      exist. Devices and pipes, as /dev/stdout, are written to as they are.
     data: its bytes, or text to write as UTF-8.
 
   Raises:
@@ -33,6 +33,12 @@ def write(path: epath.PathLike, data: bytes | str) -> None:
   path = epath.Path(path)
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   try:
+    if os.path.exists(path) and not (
+      os.path.isfile(path) or os.path.isdir(path)
+    ):
+      with open(path, 'wb') as file:
+        file.write(data)
+      return
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(data)
     part.replace(path)

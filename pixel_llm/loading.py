@@ -151,11 +151,11 @@ def _shapes(
   )
 
   def trace():
-    found = jax.eval_shape(
+    boxed = jax.eval_shape(
       lambda key: model.init(key, batch_lib.Batch.zeros(one))['params'],
       jax.random.key(0),
     )
-    found = traverse_util.flatten_dict(nn.unbox(found), sep='/')
+    found: Any = traverse_util.flatten_dict(nn.unbox(boxed), sep='/')
     return {n: (list(x.shape), str(x.dtype)) for n, x in found.items()}
 
   config = config_lib.to_dict(model.config)

@@ -89,6 +89,24 @@ def test_answers_of_another_question_are_refused(workdir, images, tmp_path):
   assert segment(workdir, image, '--jsonl', log) == 1
 
 
+@pytest.mark.parametrize('place', ['--point=-5,40', '--box=-1,0.5,30,40'])
+def test_places_outside_of_the_image_are_told(workdir, images, capsys, place):
+  arguments = ['caption-at', str(images / '000007.png'), *place.split('=')]
+  assert main.main([*arguments, '--workdir', workdir]) == 1
+  name, value = place[2:].split('=')
+  said = capsys.readouterr().err
+  assert f'{name} {value}: expected' in said and '<= 90' in said
+
+
+def test_answers_go_to_devices_and_a_full_disk_is_told(workdir, images, capsys):
+  image = images / '000007.png'
+  assert segment(workdir, image, '--jsonl', '/dev/full') == 1
+  assert '/dev/full: No space left' in capsys.readouterr().err
+  for option in ('--jsonl', '--coco'):
+    assert segment(workdir, image, option, '/dev/null') == 0
+    assert not pathlib.Path('/dev/null').is_file()
+
+
 def test_json_lines_and_words_for_people(workdir, images, capsys):
   image = images / 'deep' / 'b.png'
   assert segment(workdir, image, '--json') == 0

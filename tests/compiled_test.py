@@ -4,16 +4,26 @@ import os
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from pixel_llm import compiled, version
+
+OPTIONS = (
+  'jax_compilation_cache_dir',
+  'jax_persistent_cache_min_compile_time_secs',
+)
 
 
 @pytest.fixture
 def folder(tmp_path):
   """Where programs are kept in this test alone."""
+  before = {name: getattr(jax.config, name) for name in OPTIONS}
+  jax.config.update('jax_compilation_cache_dir', None)  # as users have it
   compiled.keep(str(tmp_path))
   yield tmp_path
-  compiled.keep(None)
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 class Trace:

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 import re
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     files.write(path, 'a new text that is longer')
   assert path.read_text() == 'old'
   assert [p.name for p in tmp_path.iterdir()] == ['a.html']
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+  path = tmp_path / 'pipe'
+  os.mkfifo(path)
+  reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  files.write(path, 'text')
+  assert os.read(reader, 9) == b'text'
+  os.close(reader)
+  assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
+  with pytest.raises(OSError, match=r'No space left.*/dev/full'):
+    files.write('/dev/full', 'text')
 
 
 def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):

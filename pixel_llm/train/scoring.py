@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pixel_llm import files
 from pixel_llm import config as config_lib
+from pixel_llm import files
 from pixel_llm.metrics import calibration
 from pixel_llm.tasks import task as task_lib
 
