@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The pixel_llm authors
 # SPDX-License-Identifier: Apache-2.0
 import concurrent.futures
+import contextlib
 import http.client
 import io
 import json
@@ -404,14 +405,24 @@ def test_a_dropped_file_that_is_no_image(page):
   assert page.get_by_role('button', name='Narrate').is_disabled()
 
 
-def test_what_the_model_lacks_is_disabled_with_the_reason(browser, tmp_path):
-  folder = asked.make(tmp_path / 'plain', tiny.model_config())
+@contextlib.contextmanager
+def opened(browser, folder):
+  """The page of another model, with an image on it."""
   serving = Serving(Predictor.from_workdir(str(folder)))
   page = browser.new_page()
   try:
     page.goto(f'http://127.0.0.1:{serving.port}/')
     choose(page, png(asked.picture()))
     status(page, '90 × 60')
+    yield page
+  finally:
+    page.close()
+    serving.end()
+
+
+def test_what_the_model_lacks_is_disabled_with_the_reason(browser, tmp_path):
+  folder = asked.make(tmp_path / 'plain', tiny.model_config())
+  with opened(browser, folder) as page:
     assert page.get_by_role('button', name='Narrate').is_enabled()
     for name, reason in (
       ('List things', 'this model has no detector'),
@@ -421,9 +432,6 @@ def test_what_the_model_lacks_is_disabled_with_the_reason(browser, tmp_path):
       assert button.is_disabled()
       why = page.locator(f'#{button.get_attribute("aria-describedby")}')
       assert reason in why.inner_text()
-  finally:
-    page.close()
-    serving.end()
 
 
 def test_what_is_not_in_the_image_is_said_in_the_browser(browser, tmp_path):
@@ -432,20 +440,12 @@ def test_what_is_not_in_the_image_is_said_in_the_browser(browser, tmp_path):
   for threshold in (0.0, 1.0):
     metrics = {'step': 3, 'refer/presence_threshold': threshold}
     (folder / 'metrics.json').write_text(json.dumps(metrics))
-    serving = Serving(Predictor.from_workdir(str(folder)))
-    page = browser.new_page()
-    try:
-      page.goto(f'http://127.0.0.1:{serving.port}/')
-      choose(page, png(asked.picture()))
-      status(page, '90 × 60')
+    with opened(browser, folder) as page:
       text = page.get_by_label('Find by words')
       text.fill('a red ring')
       text.press('Enter')
       status(page, 'Confidence')
       said[threshold] = page.locator('#status').inner_text()
-    finally:
-      page.close()
-      serving.end()
   assert '“a red ring”: answered. Confidence 0.' in said[0.0]
   assert '“a red ring”: not there. Confidence 0.' in said[1.0]
 

@@ -98,13 +98,19 @@ def test_places_outside_of_the_image_are_told(workdir, images, capsys, place):
   assert f'{name} {value}: expected' in said and '<= 90' in said
 
 
-def test_answers_go_to_devices_and_a_full_disk_is_told(workdir, images, capsys):
+def test_answers_go_to_devices_and_a_full_disk_is_told(
+  workdir, images, tmp_path, capsys
+):
   image = images / '000007.png'
-  assert segment(workdir, image, '--jsonl', '/dev/full') == 1
-  assert '/dev/full: No space left' in capsys.readouterr().err
+  # Links, for a failure would put files in their places.
+  full, null = tmp_path / 'full', tmp_path / 'null'
+  full.symlink_to('/dev/full')
+  null.symlink_to('/dev/null')
+  assert segment(workdir, image, '--jsonl', full) == 1
+  assert f'{full}: No space left' in capsys.readouterr().err
   for option in ('--jsonl', '--coco'):
-    assert segment(workdir, image, option, '/dev/null') == 0
-    assert not pathlib.Path('/dev/null').is_file()
+    assert segment(workdir, image, option, null) == 0
+    assert null.is_symlink() and not null.is_file()
 
 
 def test_json_lines_and_words_for_people(workdir, images, capsys):

@@ -48,8 +48,11 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
   assert os.read(reader, 9) == b'text'
   os.close(reader)
   assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
-  with pytest.raises(OSError, match=r'No space left.*/dev/full'):
-    files.write('/dev/full', 'text')
+  full = tmp_path / 'full'  # a link, for a failure would replace it
+  full.symlink_to('/dev/full')
+  with pytest.raises(OSError, match=r'No space left.*/full'):
+    files.write(full, 'text')
+  assert full.is_symlink()
 
 
 def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
